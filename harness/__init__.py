@@ -1,0 +1,1 @@
+"""The vocabulary and the evaluation: nouns, engines, judges, statistics, store, sandbox, gate."""

@@ -1,0 +1,54 @@
+"""Values to canonical JSON and back, and the digest that identifies a value by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from rlhf_bench.harness.errors import CorruptRow
+from rlhf_bench.harness.types import Request, Sample
+
+T = TypeVar("T")
+
+
+@lru_cache(maxsize=64)
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON types: dataclasses become objects, tuples become arrays."""
+    return _adapter(type(value)).dump_python(value, mode="json")
+
+
+def dumps(value: Any) -> str:
+    """Canonical JSON: sorted keys, no spaces, and no NaN or infinity (ValueError)."""
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def loads(cls: type[T], text: str | bytes) -> T:
+    """The `cls` that `dumps` wrote. Raises CorruptRow if the text is anything else."""
+    try:
+        value: T = _adapter(cls).validate_json(text)
+    except ValidationError as error:
+        raise CorruptRow(f"a stored {cls.__name__} does not parse: {error.errors()[0]['msg']}") from error
+    return value
+
+
+def digest(value: Any) -> str:
+    """sha256 over the canonical JSON of `value`, in hex."""
+    return hashlib.sha256(dumps(value).encode()).hexdigest()
+
+
+def request_key(engine: str, request: Request) -> str:
+    """Identifies the answer of the engine with this identity to this request."""
+    return digest([engine, plain(request)])
+
+
+def sample_digest(sample: Sample) -> str:
+    """Identifies what a sample asks: its requests and its reference, not its place in a file."""
+    return digest([[plain(request) for request in sample.requests], sample.reference])

@@ -1,0 +1,32 @@
+"""Engines answer requests. One method; everything that varies sits behind it."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Sequence
+
+from rlhf_bench.harness.types import Completion, Request
+
+
+class Engine(typing.Protocol):
+    """Something that answers requests.
+
+    `name` is for people; `identity` is a digest of all that decides the answers (weights, dtype, engine version), so
+    that an answer stored under it can be used again. `manifest` is what a report says about the engine.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def identity(self) -> str: ...
+    @property
+    def checkpoint(self) -> str: ...
+    @property
+    def manifest(self) -> dict[str, str]: ...
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """One completion for each request, as they finish, in any order.
+
+        A request that fails yields a completion with finish_reason "error"; the others go on.
+        """
+        ...

@@ -1,0 +1,284 @@
+"""The nouns: frozen, plain, and the same in memory and on disk.
+
+    Benchmark.load ─► Sample ─► Request ─► Engine ─► Completion ─► Benchmark.grade ─► Score
+    Sample + Completions + Score = Record ─► Estimate ─► Report;  two runs' Records ─► Comparison ─► Check ─► Verdict
+
+Everything after a Record is computed from records, so it can be recomputed without a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "error"]
+Kind = Literal["binary", "continuous"]
+Outcome = Literal["promote", "reject", "inconclusive"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+Conversation: TypeAlias = tuple[Message, ...]
+Prompt: TypeAlias = str | Conversation
+"""Text that is continued as it stands, or a conversation that the engine renders with its own chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to generate. `temperature` 0 is greedy; `stop` strings end an answer and are not part of it."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to an engine: generate after `prompt`, or, if `continuation` is set, score that continuation.
+
+    `index` tells the requests of one sample apart (the number of the choice, or of the repeat).
+    """
+
+    sample_id: str
+    prompt: Prompt
+    sampling: Sampling = field(default_factory=Sampling)
+    continuation: str | None = None
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One item of a benchmark: what is asked, what would be right, and how it is grouped.
+
+    `row` is the benchmark's own row in its official format. `tags` may hold "stratum" (fixed groups, reported apart)
+    and "cluster" (items that are not independent of each other).
+    """
+
+    id: str
+    requests: tuple[Request, ...]
+    reference: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    row: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt of the first request: what a reader is shown."""
+        return self.requests[0].prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An engine's answer to one request.
+
+    `logprob` (nats, summed over the continuation's tokens) and `greedy` (whether greedy decoding would produce it) are
+    set where a continuation was scored. `finish_reason` "error" says in `why` what failed; such an answer is no answer.
+    """
+
+    sample_id: str
+    index: int
+    text: str
+    finish_reason: FinishReason
+    tokens: int
+    logprob: float | None = None
+    greedy: bool | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The grade of one sample. `value` None is ungraded, never zero, and `why` says why.
+
+    `also` holds the benchmark's other metrics of the same sample, by name.
+    """
+
+    sample_id: str
+    value: float | None
+    why: str = ""
+    also: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One sample of one run, complete. `digest` identifies what was asked (requests and reference): the pairing key."""
+
+    benchmark: str
+    digest: str
+    sample: Sample
+    completions: tuple[Completion, ...]
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
+class Battle:
+    """A candidate's answer against a baseline's, for a judge."""
+
+    sample_id: str
+    prompt: Conversation
+    answer: str
+    baseline: str
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A score over a benchmark, with its interval at `level`. No mean where too little is graded; `why` says so."""
+
+    benchmark: str
+    metric: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    se: float | None
+    graded: int
+    ungraded: int
+    level: float = 0.95
+    method: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Candidate minus champion on the same samples, paired by digest.
+
+    `low` and `high` bound the difference at `level`, two-sided; `p` is one-sided for "the candidate is better".
+    `gained` and `lost` count the samples on which the candidate scored higher and lower.
+    """
+
+    benchmark: str
+    metric: str
+    kind: Kind
+    candidate: float
+    champion: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    paired: int
+    gained: int
+    lost: int
+    ungraded: int
+    unpaired: tuple[str, ...] = ()
+    level: float = 0.95
+    method: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of a gate: a target that must improve, or a guard that must not lose more than `margin`.
+
+    `low` and `high` are one-sided bounds at 1 - alpha; `p` is one-sided against the role's null hypothesis.
+    """
+
+    benchmark: str
+    role: Literal["target", "guard"]
+    metric: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    margin: float
+    p: float | None
+    outcome: Literal["pass", "fail", "undecided"]
+    against: str = "champion"
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a gate decided, about exactly which candidate, against exactly which champion, by exactly which policy."""
+
+    outcome: Outcome
+    checks: tuple[Check, ...]
+    reasons: tuple[str, ...]
+    candidate: str
+    champion: str
+    policy: str
+    alpha: float
+    runs: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A prompt with a better and a worse answer; `margin` is how much better, in the scorer's unit."""
+
+    prompt: Conversation
+    chosen: str
+    rejected: str
+    margin: float = 1.0
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Weights on disk. `digest` covers weights, configuration, tokenizer and chat template, and is the identity."""
+
+    path: str
+    digest: str
+    parent: str | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalProtocol:
+    """How a benchmark is asked: the number of shots by benchmark, the template, the system prompt. Named and hashed."""
+
+    name: str
+    shots: Mapping[str, int] = field(default_factory=dict)
+    chat_template: bool = False
+    system_prompt: str = ""
+    seed: int = 1234
+
+
+Graded: TypeAlias = tuple[Sample, tuple[Completion, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A benchmark is one value.
+
+    `load(protocol)` gives all samples in their official order. `grade(answered, judge)` gives one Score for each
+    answered sample, in any order; `judge` is None unless `judged`. `needs` names the pinned data files; `size` is the
+    number of samples; `summary` is one line for people.
+    """
+
+    name: str
+    version: str
+    metric: str
+    kind: Kind
+    size: int
+    summary: str
+    load: Callable[[EvalProtocol], Sequence[Sample]]
+    grade: Callable[[Sequence[Graded], Any], Iterator[Score]]
+    judged: bool = False
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Benchmarks that are run together."""
+
+    name: str
+    benchmarks: tuple[Benchmark, ...]
+    summary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run found. `manifest` says what produced it: versions, seeds, digests, judge, protocol."""
+
+    run_id: str
+    model: str
+    checkpoint: str
+    suite: str
+    protocol: str
+    judge: str | None
+    estimates: tuple[Estimate, ...]
+    manifest: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Reports in, tables out; and published numbers with their sources."""

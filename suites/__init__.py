@@ -1,0 +1,1 @@
+"""Which benchmarks exist, and where their data come from."""

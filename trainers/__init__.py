@@ -1,0 +1,1 @@
+"""Data in, checkpoints out: reward model, DPO, and the online loop."""
