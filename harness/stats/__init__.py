@@ -1,0 +1,36 @@
+"""The statistics: pure functions of arrays. No model, no store, no randomness without a seed.
+
+    intervals   one score: Wilson, Clopper-Pearson, clustered t; what a sample without spread still allows
+    paired      two runs on the same items: McNemar mid-p, Tango, paired t, sign flips, studentised bootstrap
+    evidence    which of those decides whether a difference lies above a threshold, or below it
+    planning    Holm's adjustment, and how many samples a question needs
+
+Scores lie in [0, 1], differences in [-1, 1]. The unit of analysis is the item, or the cluster where items hang
+together. Sources: Miller 2024 (arXiv:2411.00640); Brown, Cai & DasGupta 2001; Tango 1998; Fagerland, Lydersen & Laake
+2013 (mid-p); Efron & Tibshirani 1993 ch. 12 (bootstrap-t); Holm 1979.
+"""
+
+from rlhf_bench.harness.stats.evidence import Evidence, binary_evidence, continuous_evidence
+from rlhf_bench.harness.stats.intervals import Interval, clopper_pearson, estimate, mean_interval, wilson
+from rlhf_bench.harness.stats.paired import bootstrap_t, mcnemar_midp, sign_flip_p, tango_interval, tango_low, tango_z
+from rlhf_bench.harness.stats.planning import holm, samples_needed, samples_to_decide
+
+__all__ = [
+    "Evidence",
+    "Interval",
+    "binary_evidence",
+    "bootstrap_t",
+    "clopper_pearson",
+    "continuous_evidence",
+    "estimate",
+    "holm",
+    "mcnemar_midp",
+    "mean_interval",
+    "samples_needed",
+    "samples_to_decide",
+    "sign_flip_p",
+    "tango_interval",
+    "tango_low",
+    "tango_z",
+    "wilson",
+]
