@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import lru_cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -14,10 +13,13 @@ from rlhf_bench.harness.types import Request, Sample
 
 T = TypeVar("T")
 
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
 
-@lru_cache(maxsize=64)
+
 def _adapter(cls: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    return _ADAPTERS[cls]
 
 
 def plain(value: Any) -> Any:
@@ -50,5 +52,6 @@ def request_key(engine: str, request: Request) -> str:
 
 
 def sample_digest(sample: Sample) -> str:
-    """Identifies what a sample asks: its requests and its reference, not its place in a file."""
-    return digest([[plain(request) for request in sample.requests], sample.reference])
+    """Identifies what a sample asks: its requests and its reference, not its id or its place in a file."""
+    asked = [[plain(r.prompt), plain(r.sampling), r.continuation, r.index] for r in sample.requests]
+    return digest([asked, sample.reference])

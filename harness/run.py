@@ -1,0 +1,286 @@
+"""An evaluation, top to bottom: load, name the run, answer, grade, estimate, report.
+
+Answers and grades are stored one by one under the digest of all that decides them, so a run that was stopped anywhere
+(Ctrl-C, kill -9, a full disk) goes on when it is called again, and nothing is generated, judged or executed twice.
+What failed is not stored: an engine's error leaves its sample ungraded, never zero, and is asked again the next time.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from textwrap import shorten
+from typing import Any
+
+from rlhf_bench.harness.codec import digest, plain, request_key, sample_digest
+from rlhf_bench.harness.engines import Engine
+from rlhf_bench.harness.errors import Fault, RlhfBenchError, UserError
+from rlhf_bench.harness.judges import Judge
+from rlhf_bench.harness.progress import Advance, Track, silent
+from rlhf_bench.harness.stats import estimate
+from rlhf_bench.harness.store import Run, Store
+from rlhf_bench.harness.types import (
+    Benchmark,
+    Completion,
+    Estimate,
+    EvalProtocol,
+    Graded,
+    Kind,
+    Record,
+    Report,
+    Request,
+    Sample,
+    Score,
+    Suite,
+)
+
+WARN_UNGRADED = 0.02
+"""Above this share of ungraded samples an estimate says so."""
+MAX_UNGRADED = 0.5
+"""Above this share there is no estimate."""
+LEVEL = 0.95
+KEYED_BY = ("benchmarks", "engine_identity", "protocol", "judge_identity", "limit")
+"""The entries of a manifest that name the run: where they agree it is the same one."""
+PACKAGES = ("torch", "transformers", "lm_eval", "trl", "numpy")
+
+
+def evaluate(
+    suite: Suite,
+    engine: Engine,
+    *,
+    protocol: EvalProtocol,
+    store: Store,
+    judge: Judge | None = None,
+    limit: int | None = None,
+    settings: Mapping[str, Any] = {},
+    manifest_extra: Mapping[str, Any] = {},
+    track: Track = silent,
+) -> Report:
+    """Evaluate `engine` on the first `limit` samples of each benchmark; the report is stored, and so is every record.
+
+    The same samples, engine, protocol, judge and limit are the same run: called again, it takes what is stored and
+    does only what is missing. `settings` is kept for whoever starts the run again, `manifest_extra` joins the manifest.
+    Raises UserError where a benchmark needs a judge and there is none. Raises Fault where an engine or a grader breaks
+    its contract or a grader raises; everything that was finished before is stored.
+    """
+    judge = judge if any(benchmark.judged for benchmark in suite.benchmarks) else None
+    _check(suite, judge, limit)
+    samples = {benchmark.name: _load(benchmark, protocol, limit) for benchmark in suite.benchmarks}
+    manifest = _manifest(suite, samples, engine, protocol, judge, limit)
+    key = digest([manifest[name] for name in KEYED_BY])
+    manifest |= plain(dict(manifest_extra))
+    run = Run(
+        id=key[:10],
+        model=engine.name,
+        checkpoint=engine.checkpoint,
+        suite=suite.name,
+        protocol=protocol.name,
+        judge=judge.name if judge else None,
+        key=key,
+        manifest=manifest,
+        settings=settings,
+        created=manifest["created"],
+    )
+    store.start_run(run)
+    requests = [request for loaded in samples.values() for sample in loaded for request in sample.requests]
+    answers = _answer(requests, engine, store, track)
+    estimates: list[Estimate] = []
+    with track("grades", sum(map(len, samples.values()))) as advance:
+        for benchmark in suite.benchmarks:
+            answered = [(sample, tuple(answers[r] for r in sample.requests)) for sample in samples[benchmark.name]]
+            scores = _grade(benchmark, answered, judge, store, advance)
+            records = [
+                Record(benchmark.name, sample_digest(sample), sample, completions, scores[sample.id])
+                for sample, completions in answered
+            ]
+            store.save_records(run.id, records)
+            estimates += estimates_of(benchmark, records)
+    report = Report(
+        run.id, run.model, run.checkpoint, run.suite, run.protocol, run.judge, tuple(estimates), run.manifest
+    )
+    store.finish_run(run.id, report)
+    return report
+
+
+def estimates_of(benchmark: Benchmark, records: Sequence[Record]) -> list[Estimate]:
+    """The estimate of the benchmark's metric over its records, then one for each other metric in its scores."""
+    values = [record.score.value for record in records]
+    found = [_estimate(benchmark.name, benchmark.metric, benchmark.kind, records, values)]
+    for name in sorted({name for record in records for name in record.score.also}):
+        values = [record.score.also.get(name) for record in records]
+        kind: Kind = "binary" if {value for value in values if value is not None} <= {0.0, 1.0} else "continuous"
+        found.append(_estimate(benchmark.name, name, kind, records, values))
+    return found
+
+
+def _check(suite: Suite, judge: Judge | None, limit: int | None) -> None:
+    for benchmark in suite.benchmarks:
+        if benchmark.judged and judge is None:
+            raise UserError(f"benchmark '{benchmark.name}' compares answers: name a judge with --judge")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}: give at least 1, or none for all samples")
+
+
+def _load(benchmark: Benchmark, protocol: EvalProtocol, limit: int | None) -> list[Sample]:
+    """The first `limit` samples. A sample that stands there twice is one; two of the same id are a Fault."""
+    found: dict[str, Sample] = {}
+    for sample in benchmark.load(protocol)[:limit]:
+        if found.setdefault(sample.id, sample) != sample:
+            raise Fault(f"benchmark '{benchmark.name}' has two different samples with the id '{sample.id}'")
+        places = {(request.sample_id, request.index) for request in sample.requests}
+        if not sample.requests or {name for name, _ in places} != {sample.id} or len(places) != len(sample.requests):
+            raise Fault(
+                f"benchmark '{benchmark.name}': sample '{sample.id}' needs requests of its own id, each its index"
+            )
+    return list(found.values())
+
+
+def _answer(requests: Iterable[Request], engine: Engine, store: Store, track: Track) -> dict[Request, Completion]:
+    """An answer for each request: the stored one, or else the engine's, stored as it comes."""
+    identity = engine.identity
+    keys = {request: request_key(identity, request) for request in requests}
+    stored = store.completions(keys.values())
+    answers = {request: stored[key] for request, key in keys.items() if key in stored}
+    with track("answers", len(keys)) as advance:
+        advance(len(answers))
+        for waiting in _calls(request for request in keys if request not in answers):
+            for completion in engine.generate(list(waiting.values())):
+                request = waiting.pop((completion.sample_id, completion.index), None)
+                if request is None:
+                    raise Fault(
+                        f"engine {engine.name} answered '{completion.sample_id}', which it was not asked, or twice"
+                    )
+                answers[request] = completion
+                store.save_completions({keys[request]: completion})
+                advance(1)
+            if waiting:
+                raise Fault(f"engine {engine.name} left {len(waiting)} requests without an answer")
+    return answers
+
+
+def _calls(requests: Iterable[Request]) -> list[dict[tuple[str, int], Request]]:
+    """All requests in one call, by what a completion says of its request; a clash of ids opens a further call."""
+    calls: list[dict[tuple[str, int], Request]] = []
+    for request in requests:
+        place = (request.sample_id, request.index)
+        call = next((call for call in calls if place not in call), None)
+        if call is None:
+            calls.append(call := {})
+        call[place] = request
+    return calls
+
+
+def _grade(
+    benchmark: Benchmark, answered: Sequence[Graded], judge: Judge | None, store: Store, advance: Advance
+) -> dict[str, Score]:
+    """The score of each sample by id: none where the engine failed, the stored one, or else the benchmark's."""
+    judge = judge if benchmark.judged else None
+    by = judge.identity if judge else None
+    scores = _unanswered(answered)
+    keys = {graded[0].id: _grade_key(benchmark, graded, by) for graded in answered if graded[0].id not in scores}
+    stored = store.scores(keys.values())
+    scores |= {name: stored[key] for name, key in keys.items() if key in stored}
+    advance(len(scores))
+    waiting = {sample.id: (sample, completions) for sample, completions in answered if sample.id not in scores}
+    try:
+        for score in benchmark.grade(list(waiting.values()), judge) if waiting else ():
+            if waiting.pop(score.sample_id, None) is None:
+                raise Fault(f"benchmark '{benchmark.name}' graded '{score.sample_id}', which was not asked, or twice")
+            scores[score.sample_id] = score
+            store.save_scores({keys[score.sample_id]: score})
+            advance(1)
+    except RlhfBenchError:
+        raise
+    except Exception as error:
+        raise Fault(
+            f"grading '{benchmark.name}' broke off, {len(waiting)} of {len(answered)} samples to go: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if waiting:
+        raise Fault(
+            f"benchmark '{benchmark.name}' left {len(waiting)} samples without a score, '{next(iter(waiting))}' first"
+        )
+    return scores
+
+
+def _unanswered(answered: Sequence[Graded]) -> dict[str, Score]:
+    """Of each sample with a request that the engine could not answer: no score, and why."""
+    return {
+        sample.id: Score(sample.id, None, f"no answer: {completion.why or 'the engine failed'}")
+        for sample, completions in answered
+        for completion in completions
+        if completion.finish_reason == "error"
+    }
+
+
+def _grade_key(benchmark: Benchmark, graded: Graded, judge: str | None) -> str:
+    """The digest of all that decides a grade."""
+    sample, completions = graded
+    said = [[c.index, c.text, c.finish_reason, c.logprob, c.greedy] for c in completions]
+    asked = [sample_digest(sample), plain(sample.row)]
+    return digest([benchmark.name, benchmark.version, asked, said, judge])
+
+
+def _estimate(
+    benchmark: str, metric: str, kind: Kind, records: Sequence[Record], values: Sequence[float | None]
+) -> Estimate:
+    graded = [(value, record.sample) for value, record in zip(values, records, strict=True) if value is not None]
+    missing = [record.score.why or "no value" for value, record in zip(values, records, strict=True) if value is None]
+    why = "" if records else "no samples"
+    if len(missing) > WARN_UNGRADED * len(records):
+        reasons = "; ".join(f"{count} × {shorten(reason, 100)}" for reason, count in Counter(missing).most_common(3))
+        why = f"{len(missing)} of {len(records)} ungraded ({reasons})"
+    if not graded or len(missing) > MAX_UNGRADED * len(records):
+        return Estimate(benchmark, metric, None, None, None, None, len(graded), len(missing), why=why)
+    clusters = None
+    if any("cluster" in sample.tags for _, sample in graded):
+        clusters = [sample.tags.get("cluster", sample.id) for _, sample in graded]
+    mean, low, high, se, method = estimate([value for value, _ in graded], kind=kind, clusters=clusters, level=LEVEL)
+    return Estimate(benchmark, metric, mean, low, high, se, len(graded), len(missing), LEVEL, method, why)
+
+
+def _manifest(
+    suite: Suite,
+    samples: Mapping[str, Sequence[Sample]],
+    engine: Engine,
+    protocol: EvalProtocol,
+    judge: Judge | None,
+    limit: int | None,
+) -> dict[str, Any]:
+    """What produced this run, as JSON types."""
+    return {
+        "rlhf_bench": _version("rlhf-bench"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "engine": dict(engine.manifest),
+        "engine_identity": engine.identity,
+        "checkpoint": engine.checkpoint,
+        "protocol": plain(protocol),
+        "protocol_digest": digest(protocol),
+        "judge": judge.name if judge else None,
+        "judge_identity": judge.identity if judge else None,
+        "benchmarks": {
+            benchmark.name: {
+                "version": benchmark.version,
+                "metric": benchmark.metric,
+                "kind": benchmark.kind,
+                "samples": len(samples[benchmark.name]),
+                "digest": digest([sample_digest(sample) for sample in samples[benchmark.name]]),
+            }
+            for benchmark in suite.benchmarks
+        },
+        "limit": limit,
+        "seed": protocol.seed,
+        "created": datetime.now(UTC).isoformat(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
