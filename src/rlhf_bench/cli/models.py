@@ -1,0 +1,134 @@
+"""`rlhf-bench models`: the checkpoints of this store, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlhf_bench.cli import options, show, tables, wiring
+from rlhf_bench.harness.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf_bench.harness.types import Checkpoint
+
+app = typer.Typer(help="List, fetch, register, verify and show checkpoints.")
+ModelName = Annotated[str, typer.Argument(help="Alias, beginning of a digest, champion, folder or hf:org/name.")]
+
+
+@app.callback(invoke_without_command=True)
+def _models(context: typer.Context, json: options.Json = False) -> None:
+    if context.invoked_subcommand is None:
+        listing(json)
+
+
+@app.command("list")
+def listing(json: options.Json = False) -> None:
+    """The registered checkpoints, and the models that are built in."""
+    from rlhf_bench.harness.weights import BUILTIN
+
+    with wiring.open_store() as store:
+        known, champion = store.checkpoints(), store.champion()
+    leader = champion.checkpoint if champion else None
+    if json:
+        show.as_json([_described(each, names, leader) for each, names in known])
+        return
+    rows = [
+        (called(names, each.digest == leader), tables.short(each.digest), tables.short(each.parent), made_by(each))
+        for each, names in known
+    ]
+    show.table("models", ("model", "digest", "parent", "made by"), rows)
+    for name in sorted(set(BUILTIN) - {alias for _, names in known for alias in names}):
+        show.say(f"built in, not fetched yet: {name} (`rlhf-bench models fetch {name}`)")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A built-in model, or hf:org/name[@revision].")] = wiring.DEFAULT_MODEL,
+    json: options.Json = False,
+) -> None:
+    """Get a model's weights, verify and register them."""
+    from rlhf_bench.harness.models import resolve
+
+    with wiring.open_store() as store:
+        found = resolve(name, store, show.bars())
+    show.as_json(found) if json else show.say(f"{name} {tables.short(found.digest)} in {found.path}")
+
+
+@app.command()
+def register(
+    path: Annotated[Path, typer.Argument(help="A folder of safetensors weights, configuration and tokenizer.")],
+    alias: Annotated[str, typer.Option(help="The name it is to have.")],
+    json: options.Json = False,
+) -> None:
+    """Know a checkpoint by the digest of its files and by a name."""
+    from rlhf_bench.harness.checkpoint import checkpoint_digest
+    from rlhf_bench.harness.types import Checkpoint
+
+    _check_alias(alias)
+    found = Checkpoint(str(path.resolve()), checkpoint_digest(path))
+    with wiring.open_store() as store:
+        store.register(found, alias=alias)
+    show.as_json(found) if json else show.say(f"{alias} {tables.short(found.digest)} in {found.path}")
+
+
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Models; all registered ones when absent.")] = None,
+) -> None:
+    """Read the files again and compare them with what was registered."""
+    from rlhf_bench.harness import checkpoint
+
+    with wiring.open_store() as store:
+        known = store.checkpoints()
+        chosen = [wiring.find_checkpoint(store, name) for name in names] if names else [each for each, _ in known]
+    for each in chosen:
+        checkpoint.verify(each)
+        show.say(f"unchanged {tables.short(each.digest)} {each.path}")
+
+
+@app.command("show")
+def show_model(name: ModelName, json: options.Json = False) -> None:
+    """A checkpoint with its parents, back to the first."""
+    with wiring.open_store() as store:
+        chain = wiring.lineage(store, wiring.find_checkpoint(store, name))
+        names = {each.digest: aliases for each, aliases in store.checkpoints()}
+        champion = store.champion()
+    leader = champion.checkpoint if champion else None
+    if json:
+        show.as_json([_described(each, names.get(each.digest, ()), leader) for each in chain])
+        return
+    rows = [(called(names.get(c.digest, ()), c.digest == leader), c.digest, c.parent, made_by(c)) for c in chain]
+    tables.lineage(rows)
+    show.say(f"{chain[0].digest} in {chain[0].path}")
+
+
+def called(names: Sequence[str], champion: bool) -> str:
+    """The aliases of a checkpoint, and whether it is champion."""
+    return (", ".join(names) or "–") + (" ★ champion" if champion else "")
+
+
+def made_by(checkpoint: Checkpoint) -> str:
+    """How a checkpoint was made, in one cell; nothing where that is not known."""
+    recipe = checkpoint.recipe
+    return str(recipe.get("trainer") or recipe.get("source") or recipe.get("spec") or "")
+
+
+def _described(each: Checkpoint, names: tuple[str, ...], champion: str | None) -> dict[str, Any]:
+    return {
+        "names": list(names),
+        "digest": each.digest,
+        "parent": each.parent,
+        "path": each.path,
+        "recipe": dict(each.recipe),
+        "champion": each.digest == champion,
+    }
+
+
+def _check_alias(alias: str) -> None:
+    from rlhf_bench.harness.weights import BUILTIN
+
+    if not alias or any(sign in alias for sign in ":/\\ ") or alias in {"champion", "latest", *BUILTIN}:
+        raise UserError(f"'{alias}' cannot be an alias: no colon, slash or space, and no built-in name")

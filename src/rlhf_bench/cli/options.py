@@ -1,0 +1,39 @@
+"""Options that several commands share, and what the shell completes for them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else.")]
+
+
+def suites(incomplete: str) -> list[str]:
+    """Suites and benchmarks that begin like this."""
+    from rlhf_bench.suites import BENCHMARKS, SUITES
+
+    return [name for name in (*SUITES, *BENCHMARKS) if name.startswith(incomplete)]
+
+
+def protocols(incomplete: str) -> list[str]:
+    """Protocols that begin like this."""
+    from rlhf_bench.suites.protocols import PROTOCOLS
+
+    return [name for name in PROTOCOLS if name.startswith(incomplete)]
+
+
+def policies(incomplete: str) -> list[str]:
+    """Packaged policies that begin like this."""
+    from rlhf_bench.cli.wiring import policy_names
+
+    return [name for name in policy_names() if name.startswith(incomplete)]
+
+
+def presets(incomplete: str) -> list[str]:
+    """Packaged training recipes that begin like this."""
+    from importlib.resources import files
+
+    folder = files("rlhf_bench.trainers") / "presets"
+    names = sorted(each.name.removesuffix(".yaml") for each in folder.iterdir() if each.name.endswith(".yaml"))
+    return [name for name in names if name.startswith(incomplete)]

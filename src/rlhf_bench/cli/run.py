@@ -1,0 +1,75 @@
+"""`rlhf-bench run`: evaluate a model on suites."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlhf_bench.cli import options, show, tables, wiring
+
+if TYPE_CHECKING:
+    from rlhf_bench.harness.store import Store
+    from rlhf_bench.harness.types import Report
+
+
+def run(
+    suite: Annotated[
+        str, typer.Option("--suite", "-s", help="Suites or benchmarks, comma-separated.", autocompletion=options.suites)
+    ] = "demo",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Alias, folder, champion, hf:org/name[@revision] or scripted:NAME.",
+            show_default="the champion, or smollm2-135m-instruct while there is none",
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", "-L", min=1, help="Only the first N samples of each.")] = None,
+    judge: Annotated[str, typer.Option(help="Reward model that judges chat answers.")] = wiring.DEMO_JUDGE,
+    protocol: Annotated[
+        str, typer.Option(help="paper (the shots of its Table 6) or lm-eval.", autocompletion=options.protocols)
+    ] = "paper",
+    dtype: Annotated[str, typer.Option(help="auto: float32 on a CPU, bfloat16 on a GPU.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+    json: options.Json = False,
+) -> None:
+    """Evaluate a model on suites: a score with its interval for each benchmark.
+
+    Finished samples are kept: a run that was stopped goes on with the same command, and nothing is answered twice.
+    """
+    chosen = wiring.suite(suite)
+    with wiring.open_store() as store:
+        report = wiring.measure(
+            model or wiring.default_model(store),
+            chosen,
+            store,
+            show.bars(),
+            protocol=protocol,
+            judge_spec=judge,
+            limit=limit,
+            dtype=dtype,
+            device=device,
+        )
+        if json:
+            show.as_json(report)
+        else:
+            print_run(store, report)
+
+
+def print_run(store: Store, report: Report) -> None:
+    """The table of a finished run, where its records lie, and what to type next."""
+    from rlhf_bench.harness.store import default_store_url
+
+    tables.report(report)
+    show.say(f"run {report.run_id} in {show.redact(default_store_url())}")
+    earlier = [
+        each.id
+        for each in store.runs()
+        if each.id != report.run_id and each.status == "complete" and each.suite == report.suite
+    ]
+    if earlier:
+        show.say(f"next: rlhf-bench compare {earlier[0]} {report.run_id}")
+    else:
+        show.say(f"next: rlhf-bench runs show {report.run_id} --samples 3")

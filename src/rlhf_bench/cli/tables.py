@@ -1,0 +1,122 @@
+"""The nouns as tables: reports, comparisons, verdicts and lineage, the same wherever they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rlhf_bench.cli import show, wiring
+
+if TYPE_CHECKING:
+    from rlhf_bench.harness.types import Check, Comparison, Report, Verdict
+
+
+def short(digest: str | None) -> str:
+    """The first twelve digits of a digest; what is no digest (a scripted engine's name) stays whole."""
+    if digest is None:
+        return "–"
+    return digest[:12] if len(digest) == 64 else digest
+
+
+def report(found: Report) -> None:
+    """A run's scores with intervals and what was left ungraded; the judge beside each benchmark that it graded."""
+    judged = found.manifest.get("judged", ())
+    rows = [
+        (
+            each.benchmark,
+            each.metric,
+            show.number(each.mean),
+            show.interval(each.low, each.high),
+            each.graded,
+            each.ungraded,
+            found.judge if each.benchmark in judged else "",
+        )
+        for each in found.estimates
+    ]
+    columns = ("benchmark", "metric", "score", "95% interval", "graded", "ungraded", "judge")
+    right = ("score", "graded", "ungraded")
+    title = f"{found.model} on {found.suite}, protocol {found.protocol}"
+    show.table(title, columns, rows, right=right, whole=("95% interval",))
+    for each in found.estimates:
+        if each.why:
+            show.say(f"{each.benchmark}: {each.why}")
+    if found.judge == wiring.DEMO_JUDGE:
+        show.say(f"note: {wiring.DEMO_JUDGE} is the reward that the demo trains on: what it judges reads optimistic")
+
+
+def comparison(title: str, comparisons: Sequence[Comparison]) -> None:
+    """One candidate against the base, benchmark by benchmark, each difference drawn on one axis."""
+    reach = max((max(abs(each.low), abs(each.high)) for each in comparisons), default=0.0)
+    axis = f"−{reach:.2f} … +{reach:.2f}"
+    rows = [
+        (
+            each.benchmark,
+            show.number(each.champion),
+            show.number(each.candidate),
+            show.number(each.difference, signed=True),
+            show.interval(each.low, each.high, signed=True),
+            show.whisker(each.low, each.difference, each.high, reach, cells=15),
+            show.chance(each.p),
+            f"+{each.gained} −{each.lost}",
+            each.ungraded,
+        )
+        for each in comparisons
+    ]
+    columns = ("benchmark", "base", "new", "diff.", "95% interval", axis, "p", "flips", "ungr.")
+    show.table(
+        title, columns, rows, right=("base", "new", "diff.", "p", "flips", "ungr."), whole=("95% interval", axis)
+    )
+
+
+def iterations(title: str, names: Sequence[str], comparisons: Mapping[str, Sequence[Comparison]]) -> None:
+    """Several candidates against one base: a column for each, a row for each benchmark."""
+    rows = []
+    for benchmark, row in comparisons.items():
+        cells = [
+            f"{show.number(each.difference, signed=True)} {show.interval(each.low, each.high, signed=True)}\n"
+            f"p {show.chance(each.p)} +{each.gained} −{each.lost} ungr. {each.ungraded}"
+            for each in row
+        ]
+        rows.append((benchmark, show.number(row[0].champion), *cells))
+    show.table(title, ("benchmark", "base", *names), rows, right=("base",))
+
+
+def verdict(found: Verdict, number: int | None = None) -> None:
+    """The checks of a gate, what they mean, and the decision."""
+    reach = max((max(abs(c.low or 0.0), abs(c.high or 0.0), c.margin) for c in found.checks), default=0.0)
+    axis = f"−{reach:.2f} … +{reach:.2f}"
+    columns = ("check", "benchmark", "diff.", "bounds", axis, "margin", "p", "outcome")
+    show.table(
+        f"gate: candidate {short(found.candidate)} against champion {short(found.champion)}, alpha {found.alpha}",
+        columns,
+        [_check(each, reach) for each in found.checks],
+        right=("diff.", "margin", "p"),
+        whole=("bounds", axis, "outcome"),
+    )
+    for reason in found.reasons:
+        show.say(f"- {reason}")
+    kept = "" if found.outcome == "promote" else ": the champion stays"
+    show.say(f"verdict{'' if number is None else f' {number}'}: {found.outcome.upper()}{kept}")
+
+
+def _check(each: Check, reach: float) -> tuple[object, ...]:
+    drawn = ""
+    if each.low is not None and each.high is not None and each.difference is not None:
+        margin = each.margin if each.role == "guard" else None
+        drawn = show.whisker(each.low, each.difference, each.high, reach, margin=margin, cells=15)
+    return (
+        each.role if each.against == "champion" else f"{each.role}, {each.against}",
+        each.benchmark,
+        show.number(each.difference, signed=True),
+        show.interval(each.low, each.high, signed=True),
+        drawn,
+        show.number(each.margin),
+        show.chance(each.p),
+        each.outcome,
+    )
+
+
+def lineage(rows: Sequence[tuple[str, str, str | None, str]]) -> None:
+    """Checkpoints with their parents: (names, digest, parent, recipe)."""
+    columns = ("model", "digest", "parent", "made by")
+    show.table("lineage", columns, [(name, short(own), short(parent), made) for name, own, parent, made in rows])

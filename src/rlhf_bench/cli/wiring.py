@@ -1,0 +1,256 @@
+"""Names on the command line to the things they mean: the one place where the command line meets the libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_bench.harness.errors import UnknownName, UserError
+
+if TYPE_CHECKING:
+    from rlhf_bench.harness.judges.reward import RewardModel
+    from rlhf_bench.harness.policy import Policy
+    from rlhf_bench.harness.progress import Track
+    from rlhf_bench.harness.store import Run, Store
+    from rlhf_bench.harness.types import Checkpoint, Comparison, Report, Sample, Suite
+
+DEMO = "demo"
+DEMO_JUDGE = "demo-reward"
+DEFAULT_MODEL = "smollm2-135m-instruct"
+POLICIES = Path(__file__).parent / "policies"
+
+
+def open_store() -> Store:
+    """The store that RLHF_BENCH_STORE or RLHF_BENCH_HOME names."""
+    from rlhf_bench.harness.store import Store, default_store_url
+
+    return Store(default_store_url())
+
+
+def suite(names: str) -> Suite:
+    """The suites and benchmarks of a comma-separated list. Raises UnknownName."""
+    from rlhf_bench import suites
+
+    return suites.suite(names)
+
+
+def default_model(store: Store) -> str:
+    """The champion, or the model that is built in while there is none."""
+    return DEFAULT_MODEL if store.champion() is None else "champion"
+
+
+def reward_checkpoint(spec: str, store: Store, track: Track) -> Checkpoint:
+    """The reward model of this name; the demo's own is trained at its first use."""
+    from rlhf_bench.harness.models import resolve
+    from rlhf_bench.harness.store import home
+
+    if spec != DEMO_JUDGE:
+        return resolve(spec, store, track)
+    from rlhf_bench.trainers.reward import demo_reward
+
+    return demo_reward(store, prompts(DEMO), home(), track)
+
+
+def judge(spec: str, store: Store, track: Track) -> RewardModel:
+    """The judge of this name."""
+    from rlhf_bench.harness.judges.reward import RewardModel
+
+    return RewardModel(reward_checkpoint(spec, store, track), name=spec)
+
+
+def measure(
+    model: str,
+    chosen: Suite,
+    store: Store,
+    track: Track,
+    *,
+    protocol: str = "paper",
+    judge_spec: str = DEMO_JUDGE,
+    limit: int | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> Report:
+    """Evaluate `model` on the suite. What can be wrong is found before a judge is trained or a model is loaded."""
+    from rlhf_bench import suites
+    from rlhf_bench.harness.models import open_engine
+    from rlhf_bench.harness.run import evaluate
+    from rlhf_bench.suites import data
+
+    champion = store.champion()
+    if model == "champion" and champion is not None:
+        model = name_of(find_checkpoint(store, champion.checkpoint), store)
+    regime = suites.protocol(protocol)
+
+    def references() -> dict[str, str]:
+        samples = (sample for each in chosen.benchmarks for sample in each.load(regime))
+        return {sample.id: sample.reference for sample in samples}
+
+    engine = open_engine(model, store, dtype=dtype, device=device, references=references, track=track)
+    needs = list(dict.fromkeys(need for each in chosen.benchmarks for need in each.needs))
+    data.fetch(needs, track)
+    judged = [each.name for each in chosen.benchmarks if each.judged]
+    settings = {"model": model, "suite": chosen.name, "protocol": protocol, "judge_spec": judge_spec, "limit": limit}
+    return evaluate(
+        chosen,
+        engine,
+        protocol=regime,
+        store=store,
+        judge=judge(judge_spec, store, track) if judged else None,
+        limit=limit,
+        settings=settings | {"dtype": dtype, "device": device},
+        manifest_extra={"data": data.digests(needs), "judged": judged},
+        track=track,
+    )
+
+
+def measure_again(run: Run, store: Store, track: Track) -> Report:
+    """Go on with a run, with the settings that it was started with, on the checkpoint that it was started on."""
+    settings = dict(run.settings)
+    if not settings:
+        raise UserError(f"run {run.id} was not started by `rlhf-bench run`: start it again where it was started")
+    model, chosen = settings.pop("model"), suite(settings.pop("suite"))
+    registered = store.checkpoint(run.checkpoint)
+    if registered is not None and not model.startswith("scripted:"):
+        model = name_of(registered, store)
+    return measure(model, chosen, store, track, **settings)
+
+
+def find_run(store: Store, text: str, like: Run | None = None) -> Run:
+    """The run with this id or prefix, "latest", or the last finished run of a model ("champion", an alias).
+
+    Of a model's runs one that was made as `like` was is preferred.
+    """
+    try:
+        return store.run(text)
+    except UnknownName:
+        champion = store.champion()
+        digest = champion.checkpoint if text == "champion" and champion else store.aliases().get(text)
+        if digest is None:
+            raise
+    return last_run(store, digest, text, like)
+
+
+def last_run(store: Store, digest: str, name: str, like: Run | None = None) -> Run:
+    """The last finished run of this checkpoint, one made as `like` was if there is one. Raises UserError for none."""
+    found = [each for each in store.runs() if each.checkpoint == digest and each.status == "complete"]
+    if not found:
+        suite_option = f" --suite {like.suite}" if like else ""
+        raise UserError(f"'{name}' has no finished run: `rlhf-bench run --model {name}{suite_option}` makes one")
+    return next((each for each in found if like and _conditions(each) == _conditions(like)), found[0])
+
+
+def _conditions(run: Run) -> list[object]:
+    names = ("protocol_digest", "judge_identity", "benchmarks")
+    return [run.manifest.get(name) for name in names] + [run.manifest.get("engine", {}).get("dtype")]
+
+
+def compared(store: Store, candidate: str, base: str, benchmark: str | None = None) -> list[Comparison]:
+    """Two runs, benchmark by benchmark in each one's own metric; `benchmark` picks one.
+
+    Raises UserError where they were not asked and judged alike, or have no benchmark in common.
+    """
+    from rlhf_bench.harness.compare import compare
+    from rlhf_bench.harness.gate import RunData, require_comparable
+
+    new, old = RunData.load(store, candidate), RunData.load(store, base)
+    names = [name for name in old.benchmarks if name in new.benchmarks]
+    if benchmark is not None and benchmark not in names:
+        raise UnknownName("benchmark in both runs", benchmark, names)
+    if not names:
+        raise UserError(f"runs {base} and {candidate} have no benchmark in common")
+    names = [benchmark] if benchmark else names
+    require_comparable(new, old, names)
+    return [
+        compare(
+            new.records.get(name, ()),
+            old.records.get(name, ()),
+            benchmark=name,
+            metric=old.benchmarks[name]["metric"],
+            kind=old.benchmarks[name]["kind"],
+        )
+        for name in names
+    ]
+
+
+def find_checkpoint(store: Store, name: str) -> Checkpoint:
+    """A registered checkpoint: "champion", an alias, or the beginning of a digest. Raises UnknownName."""
+    champion = store.champion()
+    if name == "champion" and champion is not None:
+        name = champion.checkpoint
+    found = store.alias(name) or store.checkpoint(name)
+    if found is None:
+        raise UnknownName("registered model", name, store.aliases(), "`rlhf-bench models` lists them.")
+    return found
+
+
+def name_of(checkpoint: Checkpoint, store: Store) -> str:
+    """What a checkpoint is called here: its first alias, else its folder; `resolve` finds it by either."""
+    return next(
+        (name for name, known in sorted(store.aliases().items()) if known == checkpoint.digest), checkpoint.path
+    )
+
+
+def lineage(store: Store, checkpoint: Checkpoint) -> list[Checkpoint]:
+    """The checkpoint and its parents, back to the first one that is registered."""
+    chain = [checkpoint]
+    while (parent := chain[-1].parent) and parent not in {each.digest for each in chain}:
+        found = store.checkpoint(parent)
+        if found is None:
+            break
+        chain.append(found)
+    return chain
+
+
+def prompts(name: str, beside: Path | None = None) -> Sequence[Sample]:
+    """The packaged training prompts ("demo"), or those of a JSON file, sought beside the file `beside` first."""
+    if name == DEMO:
+        from rlhf_bench.suites.demo import training_prompts
+
+        return training_prompts()
+    from rlhf_bench.trainers.data import read_prompts
+
+    return read_prompts(_sought(name, beside))
+
+
+def data_names(names: Iterable[str]) -> list[str]:
+    """The pinned files of these suites, benchmarks or files; of all suites where none is named."""
+    from rlhf_bench import suites
+    from rlhf_bench.suites.pins import PINS
+
+    wanted = list(names) or list(suites.SUITES)
+    found = ([name] if name in PINS else [n for each in suite(name).benchmarks for n in each.needs] for name in wanted)
+    return list(dict.fromkeys(need for needs in found for need in needs))
+
+
+def policy_names() -> list[str]:
+    """The packaged policies."""
+    return sorted(path.stem for path in POLICIES.glob("*.yaml"))
+
+
+def default_policy(run: Run) -> Policy:
+    """The packaged policy that asks most of what this run has. Raises UserError where none fits."""
+    found = [policy(name) for name in policy_names()]
+    wanted = {p.name: {t.benchmark for t in p.targets} | {g.benchmark for g in p.guards} for p in found}
+    fitting = [each for each in found if wanted[each.name] <= run.manifest["benchmarks"].keys()]
+    if not fitting:
+        names = ", ".join(run.manifest["benchmarks"])
+        raise UserError(f"no packaged policy is about {names}: name one with --policy FILE ({', '.join(wanted)} exist)")
+    return max(fitting, key=lambda each: len(wanted[each.name]))
+
+
+def policy(spec: str, beside: Path | None = None) -> Policy:
+    """The packaged policy of this name, or the one in this YAML file, sought beside `beside` first."""
+    from rlhf_bench.harness.policy import load_policy
+
+    if spec in policy_names():
+        return load_policy(POLICIES / f"{spec}.yaml")
+    path = _sought(spec, beside)
+    if path.suffix not in (".yaml", ".yml") and not path.exists():
+        raise UnknownName("policy", spec, policy_names(), "A path to a YAML file works too.")
+    return load_policy(path)
+
+
+def _sought(name: str, beside: Path | None) -> Path:
+    near = beside.parent / name if beside else None
+    return near if near is not None and near.exists() else Path(name)

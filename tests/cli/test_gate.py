@@ -1,0 +1,91 @@
+import pytest
+from tests.cli.conftest import Call, Line, N, finished
+
+from rlhf_bench.cli import wiring
+from rlhf_bench.harness.store import Store
+from rlhf_bench.suites import BENCHMARKS
+
+
+@pytest.mark.parametrize(
+    ("candidate", "code", "word"), [("better", 0, "PROMOTE"), ("worse", 1, "REJECT"), ("alike", 3, "INCONCLUSIVE")]
+)
+def test_the_exit_code_is_the_verdict(
+    call: Call, line: Line, policy: str, candidate: str, code: int, word: str
+) -> None:
+    done = call("gate", candidate, "champion", "--policy", policy)
+    assert done.code == code
+    assert word in done.out
+    assert ("the champion stays" in done.out) == (code != 0)
+    assert ("promote --verdict 1" in done.out) == (code == 0)
+
+
+def test_every_check_and_reason_is_shown(call: Call, line: Line, policy: str) -> None:
+    out = call("gate", "worse", "--policy", policy).out
+    assert "target" in out and "guard" in out and "┊" in out
+    assert "maths: lost 50.0 points" in out
+    assert max(map(len, [each for each in out.splitlines() if not each.startswith("-")])) <= 110
+
+
+def test_the_verdict_is_stored_with_its_runs(call: Call, line: Line, policy: str, store: Store) -> None:
+    found = call("gate", line.better.run_id, line.champion.run_id, "--policy", policy, "--json").json
+    assert found["verdict"]["outcome"] == "promote"
+    stored = store.verdict(found["id"]).verdict
+    assert (stored.candidate, stored.champion) == (line.better.checkpoint, line.champion.checkpoint)
+    assert stored.runs["candidate"] == line.better.run_id
+
+
+def test_deciding_does_not_move_the_champion(call: Call, line: Line, policy: str, store: Store) -> None:
+    call("gate", "better", "--policy", policy)
+    champion = store.champion()
+    assert champion is not None and champion.checkpoint == line.champion.checkpoint
+
+
+def test_guards_hold_against_the_first_champion_too(call: Call, line: Line, policy: str, store: Store) -> None:
+    store.set_champion(line.alike.checkpoint, expect_generation=1, verdict_id=None, reason="second")
+    found = call("gate", "better", "champion", "--policy", policy, "--json").json["verdict"]
+    assert {check["against"] for check in found["checks"]} == {"champion", "anchor"}
+    assert found["runs"]["anchor"] == line.champion.run_id
+
+
+def test_a_candidate_that_is_the_champion_is_refused(call: Call, line: Line, policy: str) -> None:
+    done = call("gate", "base", "champion", "--policy", policy)
+    assert done.code == 2
+    assert "is the champion" in done.one_line
+
+
+def test_of_a_models_runs_the_one_made_alike_is_taken(call: Call, line: Line, policy: str, store: Store) -> None:
+    finished(store, "base", line.champion.checkpoint, [0.5] * N, [1.0] * N, judge="K")
+    found = call("gate", "better", "champion", "--policy", policy, "--json").json["verdict"]
+    assert found["runs"]["champion"] == line.champion.run_id
+
+
+def test_a_champion_without_a_run_says_what_to_type(call: Call, line: Line, policy: str, store: Store) -> None:
+    bare = wiring.find_checkpoint(store, "alike")
+    store.register(type(bare)(bare.path, "d" * 64), alias="bare")
+    done = call("gate", "bare", "champion", "--policy", policy)
+    assert done.code == 2
+    assert "rlhf-bench run --model bare" in done.one_line
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [("demoo", "Did you mean 'demo'"), ("nothere.yaml", "nothere.yaml"), ("demo", "demo-chat")],
+)
+def test_a_policy_that_does_not_fit_is_one_line(call: Call, line: Line, given: str, says: str) -> None:
+    done = call("gate", "better", "champion", "--policy", given)
+    assert done.code == 2
+    assert says in done.one_line
+
+
+def test_without_a_policy_about_these_benchmarks_one_must_be_named(call: Call, line: Line) -> None:
+    done = call("gate", "better")
+    assert done.code == 2
+    assert "--policy" in done.one_line
+
+
+@pytest.mark.parametrize("name", wiring.policy_names())
+def test_a_packaged_policy_names_benchmarks_and_metrics_that_exist(name: str) -> None:
+    found = wiring.policy(name)
+    assert found.name == name
+    for rule in (*found.targets, *found.guards):
+        assert BENCHMARKS[rule.benchmark].metric == rule.metric

@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Call, Line, checkpoint
+
+from rlhf_bench.harness.store import Store
+
+
+def test_models_are_listed_with_parents_and_the_champion(call: Call, line: Line) -> None:
+    found = call("models", "--json").json
+    assert [each["names"] for each in found] == [["base"], ["better"], ["worse"], ["alike"]]
+    assert [each["champion"] for each in found] == [True, False, False, False]
+    assert found[1]["parent"] == found[0]["digest"]
+    out = call("models").out
+    assert "base ★ champion" in out
+    assert "rlhf-bench models fetch smollm2-135m-instruct" in out
+
+
+def test_lineage_goes_back_to_the_first(call: Call, line: Line, store: Store, home: Path) -> None:
+    store.register(checkpoint(home / "weights", "third", line.better.checkpoint), alias="third")
+    assert [each["names"] for each in call("models", "show", "third", "--json").json] == [
+        ["third"],
+        ["better"],
+        ["base"],
+    ]
+    assert call("models", "show", "champion").out.count(line.champion.checkpoint) == 1
+
+
+def test_a_folder_is_registered_under_its_digest(call: Call, home: Path, store: Store) -> None:
+    made = checkpoint(home / "weights", "mine")
+    found = call("models", "register", made.path, "--alias", "mine", "--json").json
+    assert found["digest"] == made.digest
+    known = store.alias("mine")
+    assert known is not None and known.path == made.path
+
+
+@pytest.mark.parametrize("alias", ["champion", "latest", "smollm2-135m-instruct", "a/b", "hf:x", "a b", ""])
+def test_a_name_that_means_something_else_is_no_alias(call: Call, home: Path, alias: str) -> None:
+    made = checkpoint(home / "weights", "mine")
+    done = call("models", "register", made.path, "--alias", alias)
+    assert done.code == 2
+    assert "alias" in done.one_line
+
+
+def test_a_folder_without_weights_is_refused(call: Call, home: Path) -> None:
+    (home / "empty").mkdir()
+    done = call("models", "register", "empty", "--alias", "mine")
+    assert done.code == 2
+    assert done.one_line.startswith("error: ")
+
+
+def test_changed_files_are_found(call: Call, line: Line, home: Path) -> None:
+    assert call("models", "verify").out.count("unchanged") == 4
+    (home / "weights" / "worse" / "config.json").write_text("{}")
+    assert call("models", "verify", "base").code == 0
+    done = call("models", "verify")
+    assert done.code == 2
+    assert "worse" in done.err
+
+
+def test_an_unknown_model_names_the_nearest(call: Call, line: Line) -> None:
+    done = call("models", "show", "bettr")
+    assert done.code == 2
+    assert "Did you mean 'better'" in done.one_line

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Call
+
+from rlhf_bench.harness.store import Store
+
+
+@pytest.fixture(autouse=True)
+def data(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_BENCH_DATA", str(mirror))
+
+
+def test_the_oracle_is_right_on_real_questions(call: Call, store: Store) -> None:
+    done = call("run", "--suite", "arc_challenge", "--model", "scripted:oracle", "--limit", "4", "--json")
+    assert done.code == 0
+    assert done.json["estimates"][0]["mean"] == 1.0
+    assert done.json["manifest"]["limit"] == 4
+    assert set(done.json["manifest"]["data"]) == {"arc_challenge/test", "arc_challenge/train"}
+    assert store.run("latest").id == done.json["run_id"]
+
+
+def test_a_run_ends_with_where_its_records_lie_and_what_to_type(call: Call) -> None:
+    first = call("run", "-s", "arc_challenge", "-m", "scripted:oracle", "-L", "3")
+    assert "next: rlhf-bench runs show" in first.out
+    second = call("run", "-s", "arc_challenge", "-m", "scripted:echo", "-L", "3")
+    command = second.out.rpartition("next: rlhf-bench ")[2].split()
+    assert command[0] == "compare"
+    done = call(*command)
+    assert done.code == 0
+    assert "scripted:echo" in done.out
+    assert "answers: 12/12" in second.err
+
+
+def test_a_finished_run_is_resumed_to_the_same_report(call: Call) -> None:
+    first = call(
+        "run", "-s", "arc_challenge", "-m", "scripted:oracle", "-L", "2", "--protocol", "lm-eval", "--json"
+    ).json
+    again = call("runs", "resume", first["run_id"], "--json").json
+    assert again["estimates"] == first["estimates"]
+    assert again["run_id"] == first["run_id"]
+
+
+def test_the_flags_that_decide_a_run_decide_its_id(call: Call) -> None:
+    runs = {
+        call("run", "-s", "arc_challenge", "-m", "scripted:oracle", "--json", *more).json["run_id"]
+        for more in (["-L", "2"], ["-L", "3"], ["-L", "2", "--protocol", "lm-eval"])
+    }
+    assert len(runs) == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["-m", "scripted:orakle"], "oracle"),
+        (["-m", "smollm2-135m-instuct"], "Did you mean 'smollm2-135m-instruct'"),
+        (["-m", "champion"], "rlhf-bench promote"),
+        (["-m", "scripted:echo", "--protocol", "papr"], "Did you mean 'paper'"),
+        (["-m", "scripted:echo", "--suite", "alpaca_eval", "--judge", "demo-rewrad"], "demo-rewrad"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_run(call: Call, store: Store, args: list[str], says: str) -> None:
+    done = call("run", "--suite", "arc_challenge", "-L", "1", *args)
+    assert done.code == 2
+    assert says in done.one_line
+    assert store.runs() == []
