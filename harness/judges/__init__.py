@@ -17,5 +17,5 @@ class Judge(typing.Protocol):
     def identity(self) -> str: ...
 
     def prefer(self, battles: Sequence[Battle]) -> Iterator[Score]:
-        """For each battle P(answer ≻ baseline) in [0, 1], in any order; value None with a reason where it cannot say."""
+        """For each battle P(answer ≻ baseline) in [0, 1], in any order; None with a reason where it cannot say."""
         ...

@@ -1,0 +1,226 @@
+"""A causal language model as one function: tokens and who sees whom in, logits at the places that are read out.
+
+Shapes: B rows, Q new tokens in each, K tokens in the cache afterwards (the last Q are the new ones), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import AttentionInterface
+from transformers.utils import logging
+
+from rlhf_bench.harness.engines.tree import Tree
+from rlhf_bench.harness.errors import UserError
+
+ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class Model:
+    """A causal language model on a device, called with explicit positions and an explicit mask.
+
+    Raises UserError for an architecture with layers other than attention, which such a mask cannot steer, and for a
+    checkpoint that is no language model.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype, device: str) -> None:
+        module = _load(path, dtype)
+        config = module.config.get_text_config()
+        parameters = inspect.signature(module.forward).parameters
+        self._kinds = set(getattr(config, "layer_types", None) or ())
+        self._window: int | None = getattr(config, "sliding_window", None)
+        if module._is_stateful or self._kinds - ATTENTION_LAYERS or "position_ids" not in parameters:
+            raise UserError(
+                f"{path} is a {type(module).__name__}: the hf engine runs models whose layers are all attention with"
+                " explicit positions. Serve this one elsewhere."
+            )
+        if module.config._attn_implementation == "sdpa":
+            module.set_attn_implementation(_GROUPED)
+        self._selects = "logits_to_keep" in parameters
+        self._module: Any = module.to(device).eval()
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
+        self.end_ids: frozenset[int] = _ids(module.generation_config.eos_token_id) | _ids(config.eos_token_id)
+
+    @torch.inference_mode()
+    def __call__(
+        self, tokens_BQ: Tensor, positions_BQ: Tensor, sees_BQK: Tensor, positions_BK: Tensor, cache: Any, read: Tensor
+    ) -> Tensor:
+        """Logits [B, len(read), V] at the places `read` among the new tokens; `cache` grows by the new tokens."""
+        mask = self._masks(sees_BQK, positions_BQ, positions_BK)
+        options = {"logits_to_keep": read} if self._selects else {}
+        out = self._module(
+            input_ids=tokens_BQ,
+            attention_mask=mask,
+            position_ids=positions_BQ,
+            past_key_values=cache,
+            use_cache=True,
+            **options,
+        )
+        logits: Tensor = out.logits
+        return logits if self._selects else logits[:, read]
+
+    def _masks(self, sees_BQK: Tensor, positions_BQ: Tensor, positions_BK: Tensor) -> Any:
+        """What the architecture takes as a prepared mask: one of [B, 1, Q, K], or one for each kind of its layers."""
+        full = self._additive(sees_BQK)
+        if not self._window or self._kinds == {"full_attention"}:
+            return full
+        near = self._additive(sees_BQK & (positions_BQ[:, :, None] - positions_BK[:, None, :] < self._window))
+        if "full_attention" not in self._kinds:
+            return near
+        return {"full_attention": full, "sliding_attention": near}
+
+    def _additive(self, sees_BQK: Tensor) -> Tensor:
+        mask = torch.zeros(sees_BQK.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(~sees_BQK, float("-inf"))[:, None]
+
+
+def _load(path: Path, dtype: torch.dtype) -> Any:
+    """The language model in a folder, all of its weights from the folder's safetensors files."""
+    logging.disable_progress_bar()
+    options = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    kinds = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True).architectures or []
+    if any("Classification" in kind for kind in kinds):
+        raise UserError(f"{path} is a {kinds[0]}, which scores texts and writes none. Give a language model.")
+    try:
+        module, loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} does not load as a language model: {str(error).splitlines()[0]}") from error
+    if loaded["missing_keys"]:
+        raise UserError(f"{path} lacks the weights {', '.join(sorted(loaded['missing_keys'])[:3])}: save it again.")
+    return module
+
+
+def _ids(given: int | Sequence[int] | None) -> frozenset[int]:
+    return frozenset() if given is None else frozenset([given] if isinstance(given, int) else given)
+
+
+def _grouped_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """transformers' sdpa attention without its copies of keys and values for every query head of a group.
+
+    The group of query heads that shares a key head becomes a dimension that scaled_dot_product_attention broadcasts:
+    the queries where there is one a row (decoding), the batch where there is one row (a stretch of a tree).
+    """
+    rows, heads, length, width = query.shape
+    kv_heads = key.shape[1]
+    if kv_heads == heads or (rows > 1 and length > 1) or options.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
+    groups = heads // kv_heads
+    if length == 1:
+        query = query.view(rows, kv_heads, groups, width)
+    else:
+        query = query.view(kv_heads, groups, length, width).transpose(0, 1)
+        key, value = (t.expand(groups, *t.shape[1:]) for t in (key, value))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, scale=options.get("scaling")
+    )
+    if length > 1:
+        out = out.transpose(0, 1)
+    return out.reshape(rows, heads, length, width).transpose(1, 2).contiguous(), None
+
+
+_GROUPED = "rlhf_bench_grouped"
+AttentionInterface.register(_GROUPED, _grouped_attention)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A stretch of a tree, computed: `logits` [len(read), V] at the places `read`; `keys` says what `cache` holds.
+
+    `stop` is one past the last token computed so far.
+    """
+
+    stop: int
+    read: list[int]
+    logits: Tensor
+    keys: Tensor
+    cache: Any
+
+
+def walk(model: Model, tree: Tree, reads: Sequence[int], *, stretch_tokens: int) -> Iterator[Stretch]:
+    """Computes a tree from left to right, `stretch_tokens` at a time; `reads` are the places whose logits are wanted.
+
+    The cache holds the current stretch and those before it that later tokens still see, and nothing else.
+    """
+    tokens, positions, ends = (
+        torch.tensor(values, device=model.device) for values in (tree.tokens, tree.positions, tree.ends)
+    )
+    wanted = sorted(set(reads))
+    cache = DynamicCache()
+    held = torch.empty(0, dtype=torch.long, device=model.device)
+    for start in range(0, len(tree.tokens), stretch_tokens):
+        stop = min(start + stretch_tokens, len(tree.tokens))
+        new = torch.arange(start, stop, device=model.device)
+        keys = torch.cat([held, new])
+        sees = (keys <= new[:, None]) & (new[:, None] < ends[keys])
+        read = wanted[bisect_left(wanted, start) : bisect_left(wanted, stop)]
+        at = torch.tensor([place - start for place in read], dtype=torch.long, device=model.device)
+        logits = model(tokens[None, new], positions[None, new], sees[None], positions[None, keys], cache, at)[0]
+        yield Stretch(stop, read, logits, keys, cache)
+        kept = ends[keys] > stop
+        held = keys[kept]
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
+
+
+class Slab(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys and values [B, heads, capacity, width] in memory reserved once; the first `used` are filled."""
+
+    def __init__(self, keys: Tensor, values: Tensor, used: int) -> None:
+        super().__init__()
+        self.all_keys, self.all_values, self.used = keys, values, used
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self._expose()
+
+    def _expose(self) -> None:
+        self.keys, self.values = self.all_keys[:, :, : self.used], self.all_values[:, :, : self.used]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Writes the new keys and values behind the others and returns all of them, without a copy."""
+        start, self.used = self.used, self.used + key_states.shape[-2]
+        self.all_keys[:, :, start : self.used] = key_states
+        self.all_values[:, :, start : self.used] = value_states
+        self._expose()
+        return self.keys, self.values
+
+
+Row = list[tuple[Tensor, Tensor]]
+"""One sequence's keys and values, by layer, each [heads, length, width]."""
+
+
+def gather(stretch: Stretch, path: Sequence[int]) -> Row:
+    """The keys and values of the sequence whose tokens are at `path`, which ends in this stretch."""
+    where = torch.searchsorted(stretch.keys, torch.tensor(path, device=stretch.keys.device))
+    return [(layer.keys[0][:, where], layer.values[0][:, where]) for layer in stretch.cache.layers]
+
+
+def slabs(rows: Sequence[Row], capacity: int) -> Any:
+    """A cache of `capacity` tokens a row that holds `rows`, aligned at their ends; zeros before shorter ones."""
+    lengths = [row[0][0].shape[1] for row in rows]
+    used = max(lengths)
+
+    def lay(pieces: Sequence[Tensor]) -> Tensor:
+        heads, _, width = pieces[0].shape
+        out = pieces[0].new_zeros(len(pieces), heads, capacity, width)
+        for slot, piece in enumerate(pieces):
+            out[slot, :, used - piece.shape[1] : used] = piece
+        return out
+
+    layers = range(len(rows[0]))
+    return Cache(
+        layers=[Slab(lay([row[i][0] for row in rows]), lay([row[i][1] for row in rows]), used) for i in layers]
+    )
