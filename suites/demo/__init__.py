@@ -15,6 +15,8 @@ from typing import Any
 from rlhf_bench.harness.types import Completion, Message, Request, Sample, Sampling, Score
 
 CHAT_TOKENS = 128
+BRIEF = "Answer briefly, in two or three short sentences."
+"""Follows every instruction: unasked, SmolLM2-135M runs into the token limit on most; a cut answer makes no pair."""
 
 
 @cache
@@ -38,7 +40,7 @@ def instructions(name: str, prefix: str, system_prompt: str) -> Sequence[Sample]
             requests=(
                 Request(
                     f"{prefix}/{number}",
-                    (*system, Message("user", row["instruction"])),
+                    (*system, Message("user", f"{row['instruction']} {BRIEF}")),
                     Sampling(max_tokens=CHAT_TOKENS),
                 ),
             ),

@@ -3,8 +3,8 @@
 Paper: none; the form and the metric are AlpacaEval's (arXiv 2404.04475).
 Data: data/chat.jsonl, written by this project; Apache-2.0.
 Metric: win_rate, the mean of the judge's P(answer ≻ reference); by category as strata.
-Differs: from AlpacaEval in its prompts, in the baseline (references of 40 to 90 words) and in answers of at most 128
-tokens.
+Differs: from AlpacaEval in its prompts, which ask for brief answers, in the baseline (references of 40 to 90 words) and
+in answers of at most 128 tokens.
 """
 
 from __future__ import annotations

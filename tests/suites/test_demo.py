@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rlhf_bench.harness import sandbox
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.types import Battle, Benchmark, Completion, EvalProtocol, Message, Sample, Score
-from rlhf_bench.suites.demo import rows, training_prompts
+from rlhf_bench.suites.demo import BRIEF, rows, training_prompts
 from rlhf_bench.suites.demo.arithmetic import last_number
 
 PROTOCOL = EvalProtocol("any")
@@ -137,7 +137,7 @@ def test_training_prompts_share_no_prompt_and_no_eight_words_in_a_row_with_the_e
 def test_training_prompts_carry_their_reference_and_end_in_a_user_turn() -> None:
     samples = training_prompts()
     assert [sample.reference for sample in samples] == [row["output"] for row in rows("prompts")]
-    assert all(sample.prompt[-1] == Message("user", sample.row["instruction"]) for sample in samples)
+    assert all(sample.prompt[-1] == Message("user", f"{sample.row['instruction']} {BRIEF}") for sample in samples)
     assert len({sample.id for sample in samples}) == 64
 
 
