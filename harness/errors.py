@@ -1,5 +1,7 @@
 """The exceptions.
 
+What a user can mend is one branch, what the world did is the other.
+
     RlhfBenchError
     ├── UserError              the caller can mend it: one line that says what was given and what to do; exit code 2
     │   ├── UnknownName        a suite, benchmark, model, run or key that does not exist, with the nearest that does

@@ -228,13 +228,19 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class EvalProtocol:
-    """How a benchmark is asked: the number of shots by benchmark, the template, the system prompt. Named and hashed."""
+    """How a benchmark is asked: the number of shots by benchmark, the template, the system prompt. Named and hashed.
+
+    `fixed_shots`: every question stands behind the same examples, else they are drawn for each question by `seed`.
+    `variants` names, by benchmark, which of its task definitions is asked, where it has more than one.
+    """
 
     name: str
     shots: Mapping[str, int] = field(default_factory=dict)
     chat_template: bool = False
     system_prompt: str = ""
     seed: int = 1234
+    fixed_shots: bool = False
+    variants: Mapping[str, str] = field(default_factory=dict)
 
 
 Graded: TypeAlias = tuple[Sample, tuple[Completion, ...]]

@@ -1,0 +1,164 @@
+"""A Bradley-Terry reward model as judge: P(answer ≻ baseline) = σ(r_answer − r_baseline) (paper, section 2.1).
+
+The reward is read at the last real token, found through the attention mask and not through the padding token: in many
+chat models padding is the end-of-turn token, and pooling by it reads the wrong place. The published code truncates long
+inputs without saying so and scores one at a time; here a too-long input has no reward, and batches agree with single
+inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from rlhf_bench.harness.codec import digest
+from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.progress import Track, silent
+from rlhf_bench.harness.types import Battle, Checkpoint, Conversation, Score
+
+
+class RewardModel:
+    """Scores answers with the checkpoint's linear head. Raises UserError if the checkpoint has none.
+
+    `batch_tokens` bounds the tokens of one forward pass, padding included.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        name: str,
+        dtype: str = "float32",
+        device: str = "auto",
+        batch_tokens: int = 4096,
+        track: Track = silent,
+    ) -> None:
+        self.name = name
+        self.identity = digest([checkpoint.digest, "reward", dtype])
+        self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self._batch_tokens = batch_tokens
+        self._track = track
+        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        self._model = _load(checkpoint.path, getattr(torch, dtype)).to(self._device).eval()
+        self._max_tokens = int(self._model.config.get_text_config().max_position_embeddings)
+
+    def rewards(self, items: Sequence[tuple[Conversation, str]]) -> list[float | None]:
+        """The reward of each answer to its prompt, in the order given; None where they exceed the model's context."""
+        values: list[float | None] = [None] * len(items)
+        rows = [self._ids(prompt, answer) for prompt, answer in items]
+        with self._track("rewards", len(items)) as advance:
+            for index, value in self._values(rows):
+                values[index] = value
+                advance(1)
+        return values
+
+    def prefer(self, battles: Sequence[Battle]) -> Iterator[Score]:
+        """P(answer ≻ baseline) of each battle, as its two rewards are known."""
+        rows = [self._ids(b.prompt, text) for b in battles for text in (b.answer, b.baseline)]
+        known: dict[int, float | None] = {}
+        with self._track(f"judge {self.name}", len(battles)) as advance:
+            for index, value in self._values(rows):
+                known[index] = value
+                if index ^ 1 in known:
+                    first = index & ~1
+                    longest = max(len(rows[first]), len(rows[first + 1]))
+                    yield self._score(battles[index // 2], known[first], known[first + 1], longest)
+                    advance(1)
+
+    def _score(self, battle: Battle, answer: float | None, baseline: float | None, longest: int) -> Score:
+        if answer is None or baseline is None:
+            why = f"prompt and answer have {longest} tokens, the reward model reads {self._max_tokens}"
+            return Score(battle.sample_id, None, why)
+        return Score(battle.sample_id, sigmoid(answer - baseline), also={"reward": answer, "baseline_reward": baseline})
+
+    def _ids(self, prompt: Conversation, answer: str) -> list[int]:
+        head, tail = encode(self._tokenizer, prompt, answer)
+        return head + tail
+
+    def _values(self, rows: Sequence[list[int]]) -> Iterator[tuple[int, float | None]]:
+        """(index, reward) of each row of token ids, longest batch first; too long ones at once, with None."""
+        fits = []
+        for index, row in enumerate(rows):
+            if len(row) > self._max_tokens:
+                yield index, None
+            else:
+                fits.append(index)
+        fits.sort(key=lambda index: (-len(rows[index]), index))
+        while fits:
+            size = max(1, self._batch_tokens // len(rows[fits[0]]))
+            batch, fits = fits[:size], fits[size:]
+            yield from zip(batch, self._forward([rows[index] for index in batch]), strict=True)
+
+    def _forward(self, rows: Sequence[list[int]]) -> list[float]:
+        lengths_B = torch.tensor([len(row) for row in rows], device=self._device)
+        width = int(lengths_B.max())
+        ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self._device)
+        mask_BT = (torch.arange(width, device=self._device) < lengths_B[:, None]).long()
+        with torch.inference_mode():
+            hidden_BTD = self._model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)[0]
+            last_BD = hidden_BTD[torch.arange(len(rows), device=self._device), lengths_B - 1]
+            rewards: list[float] = self._model.score(last_BD)[:, 0].float().tolist()
+        return rewards
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^-x), without overflow."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def encode(tokenizer: Any, prompt: Conversation, answer: str) -> tuple[list[int], list[int]]:
+    """Token ids of the rendered prompt, up to and with the assistant's header, and of the answer with its end of turn.
+
+    The one place where training and scoring apply the chat template. The template writes its own BOS, so none is added,
+    and the two parts are tokenized apart, as a policy that generates after the prompt sees them. Raises UserError where
+    there is no template, or where it does not render an answer as the continuation of its prompt.
+    """
+    where = getattr(tokenizer, "name_or_path", "") or "the model"
+    if not tokenizer.chat_template:
+        raise UserError(f"the tokenizer of {where} has no chat template: use a chat model")
+    turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
+    answered = [*turns, {"role": "assistant", "content": answer}]
+    head: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    whole: str = tokenizer.apply_chat_template(answered, tokenize=False)
+    tail = whole.removeprefix(head)
+    if tail == whole:
+        raise UserError(f"the chat template of {where} renders a prompt differently once it is answered: mend it")
+    if not tail.startswith(answer.strip()) and head == tokenizer.apply_chat_template(turns, tokenize=False):
+        raise UserError(f"the chat template of {where} does not add the assistant's header to a prompt: mend it")
+    options = {"add_special_tokens": False, "verbose": False}  # verbose warns of lengths, which the caller counts
+    return list(tokenizer(head, **options)["input_ids"]), list(tokenizer(tail, **options)["input_ids"])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its own progress bars and without log lines below an error; both are put back after."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _load(path: str, dtype: torch.dtype) -> Any:
+    """The sequence classifier at `path`. Raises UserError unless its files hold a head with one output."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    no_head = UserError(f"{path} has no reward head: train a reward model first, 'rlhf-bench train reward'")
+    if config.num_labels != 1 or not str((config.architectures or [""])[0]).endswith("ForSequenceClassification"):
+        raise no_head
+    with quiet():
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    if info["missing_keys"] or not hasattr(model, "score"):
+        raise no_head
+    return model
