@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhf_bench.cli import options, show, tables, wiring
-from rlhf_bench.harness.errors import UserError
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.store import Store
@@ -23,7 +22,7 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="The checkpoint's folder;
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="A recipe in YAML.")]
 Preset = Annotated[str | None, typer.Option(help="A packaged recipe.", autocompletion=options.presets)]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeatable.")]
-Alias = Annotated[str | None, typer.Option(help="A name for the checkpoint.")]
+Alias = Annotated[str | None, typer.Option(callback=lambda name: _alias(name), help="A name for the checkpoint.")]
 Backend = Annotated[str, typer.Option(help="Who trains.")]
 
 
@@ -89,9 +88,13 @@ def _pairs(data: str) -> list[Preference]:
     return damaged_preferences(wiring.prompts("demo"), seed=0) if data == "demo" else read_preferences(Path(data))
 
 
+def _alias(name: str | None) -> str | None:
+    if name == "champion":
+        raise typer.BadParameter("'champion' is what `rlhf-bench promote` moves: choose another name")
+    return name
+
+
 def _registered(store: Store, checkpoint: Checkpoint, alias: str | None, json: bool) -> None:
-    if alias == "champion":
-        raise UserError("'champion' is what `rlhf-bench promote` moves: choose another alias")
     store.register(checkpoint, alias=alias)
     if json:
         show.as_json(checkpoint)

@@ -1,0 +1,92 @@
+"""Which files are scored: their origin at a commit, and the digest of their content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """One third-party file.
+
+    `mirror` is its path below RLHF_BENCH_DATA; a copy there may be gzipped. `sha256`, `bytes` and `rows` are of the
+    decompressed content, so every copy answers to one digest. `repo`, `commit` and `path` name the origin on GitHub;
+    `hub` is the same file as "organisation/dataset@revision:path" on the Hugging Face hub, where that copy is known.
+    """
+
+    mirror: str
+    repo: str
+    commit: str
+    path: str
+    sha256: str
+    bytes: int
+    rows: int
+    licence: str
+    hub: str | None = None
+
+    @property
+    def url(self) -> str:
+        return f"https://raw.githubusercontent.com/{self.repo}/{self.commit}/{self.path}"
+
+    @property
+    def source(self) -> str:
+        """The origin, for people and manifests."""
+        return f"github.com/{self.repo}@{self.commit[:12]}:{self.path}"
+
+
+_GSM8K = "openai/grade-school-math", "3101c7d5072418e28b9008a6636bde82a006892c"
+_ARC = "AGI-Edgerunners/LLM-Adapters", "816657208af4db747803f87ba40a4c71383fed7a"
+_ALPACA_EVAL = "tatsu-lab/alpaca_eval", "cd543a149df89434d8a54582c0151c0b945c3d20"
+
+PINS: Mapping[str, Pin] = MappingProxyType(
+    {
+        "gsm8k/test": Pin(
+            "gsm8k/test.jsonl",
+            *_GSM8K,
+            path="grade_school_math/data/test.jsonl",
+            sha256="3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+            bytes=749738,
+            rows=1319,
+            licence="MIT",
+        ),
+        "gsm8k/train": Pin(
+            "gsm8k/train.jsonl.gz",
+            *_GSM8K,
+            path="grade_school_math/data/train.jsonl",
+            sha256="17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
+            bytes=4166206,
+            rows=7473,
+            licence="MIT",
+        ),
+        "arc_challenge/test": Pin(
+            "arc/ARC-Challenge.test.instruction.json.gz",
+            *_ARC,
+            path="dataset/ARC-Challenge/test.json",
+            sha256="4a89ce368ae01a71d268d9851686738b2a0a1d84271116bab49a1dd2b48ecad7",
+            bytes=622510,
+            rows=1172,
+            licence="CC-BY-SA-4.0",
+        ),
+        "arc_challenge/train": Pin(
+            "arc/ARC-Challenge.train.instruction.json.gz",
+            *_ARC,
+            path="dataset/ARC-Challenge/train.json",
+            sha256="a9debff28aafed86a08211dc3584a3b6cb38edca8c56bb34cd5002ed54aeebfb",
+            bytes=585556,
+            rows=1119,
+            licence="CC-BY-SA-4.0",
+        ),
+        "alpaca_eval/baseline": Pin(
+            "alpaca_eval/baseline_gpt4_1106_preview.model_outputs.json.gz",
+            *_ALPACA_EVAL,
+            path="results/gpt4_1106_preview/model_outputs.json",
+            sha256="83db546b872ddebee8965fd05fa48461ee3c32bc695c62fb57f2d214ff741ec4",
+            bytes=1899765,
+            rows=805,
+            licence="CC-BY-NC-4.0",
+        ),
+    }
+)
+"""By name, "benchmark/part"."""

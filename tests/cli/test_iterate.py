@@ -1,0 +1,70 @@
+"""`iterate`: a config's mistake costs one line before any long work starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Call, Line
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+name: mine
+model: base
+prompts: prompts.jsonl
+prompts_per_iteration: 2
+iterations: 1
+policy: policy.yaml
+suite: demo
+"""
+
+
+@pytest.fixture
+def config(home: Path, policy: str) -> Path:
+    path = home / "loop.yaml"
+    path.write_text(CONFIG)
+    (home / "prompts.jsonl").write_text('{"prompt": "Why?"}\n{"prompt": "How?"}\n')
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("answer.n=4", "Did you mean 'answers'?"),
+        ("answers.n=3", "multiple of the 2 temperatures"),
+        ("suite=dmo", "Did you mean 'demo'?"),
+        ("protocol=papr", "Did you mean 'paper'?"),
+        ("policy=chatt", "Did you mean 'chat'?"),
+        ("reference=first", "initial"),
+        ("iterations=3", "need 6, 'prompts.jsonl' has 2"),
+        ("model=bse", "Did you mean 'base'?"),
+        ("name=../escape", "name"),
+    ],
+)
+def test_a_mistake_in_the_config_is_one_line(call: Call, config: Path, line: Line, change: str, said: str) -> None:
+    done = call("iterate", str(config), "--set", change)
+    assert done.code == 2
+    assert said in done.one_line
+
+
+def test_a_start_that_is_not_the_champion_is_refused(call: Call, config: Path, line: Line) -> None:
+    done = call("iterate", str(config), "--set", "model=worse")
+    assert done.code == 2
+    assert "set 'model: champion'" in done.one_line
+
+
+def test_a_prompt_without_a_user_turn_is_named(call: Call, config: Path, line: Line, home: Path) -> None:
+    system = '{"prompt": [{"role": "system", "content": "Be brief."}]}\n'
+    (home / "prompts.jsonl").write_text(system * 2)
+    done = call("iterate", str(config))
+    assert done.code == 2
+    assert "no user turn" in done.one_line
+
+
+def test_the_shipped_example_parses() -> None:
+    from rlhf_bench.harness.config import read_config
+    from rlhf_bench.trainers.loop import LoopConfig
+
+    plan = read_config(LoopConfig, ROOT / "examples" / "demo.yaml")
+    assert plan.iterations == 1
+    assert plan.model == "smollm2-135m-instruct"
