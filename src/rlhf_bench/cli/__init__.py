@@ -54,7 +54,11 @@ def _root(
 
 
 def entry() -> None:
-    """What the console script calls: exits with the code of `main`."""
+    """What the console script calls: exits with the code of `main`.
+
+    Waiting threads sleep instead of spinning: on a busy machine spinning ones made generation 3 to 12 times slower.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported, which is later
     sys.exit(main())
 
 
