@@ -5,8 +5,8 @@ Data: tatsu-lab/alpaca_eval@cd543a14, results/gpt4_1106_preview/model_outputs.js
 Metric: win_rate, the mean of the judge's P(answer ≻ baseline); beside it the answer's length in characters and whether
 it was cut at the length limit. By source (helpful_base, koala, oasst, selfinstruct, vicuna) as strata.
 Differs: the judge is the one that the run names, not gpt-4-1106-preview, and a win rate by another judge is no
-AlpacaEval score; answers are greedy, where each model of the leaderboard has settings of its own (most sample at
-temperature 0.7); the win rate is not length-controlled.
+AlpacaEval score; answers are greedy and end after 1024 tokens, where each model of the leaderboard has settings of
+its own; the win rate is not length-controlled.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from rlhf_bench.harness.judges import Judge
 from rlhf_bench.harness.types import Battle, Benchmark, EvalProtocol, Graded, Message, Request, Sample, Sampling, Score
 from rlhf_bench.suites.data import rows
 
-MAX_TOKENS = 2048
-"""The usual limit on the leaderboard. At 1024, 9% of the published answers of FsfairX-Zephyr-Chat-v0.1 would be cut."""
+MAX_TOKENS = 1024
+"""By SmolLM2's tokens, 2% of the baseline's answers are longer, and 0 to 9% of those of nine published models."""
 
 
 def load(protocol: EvalProtocol) -> Sequence[Sample]:
@@ -42,7 +42,8 @@ def load(protocol: EvalProtocol) -> Sequence[Sample]:
 def grade(answered: Sequence[Graded], judge: Judge | None) -> Iterator[Score]:
     """The judge's preference for each answer over the baseline's. Raises UserError without a judge.
 
-    Empty answers and those cut at the limit are judged as they are; one that the engine could not give is ungraded.
+    The judge sees the question without the protocol's system prompt. Empty answers and those cut at the limit are
+    judged as they are; one that the engine could not give is ungraded.
     """
     if judge is None:
         raise UserError("alpaca_eval compares answers, so it needs a judge: name one with --judge")
@@ -54,8 +55,8 @@ def grade(answered: Sequence[Graded], judge: Judge | None) -> Iterator[Score]:
             yield Score(sample.id, None, (answer and answer.why) or "the engine gave no answer")
             continue
         answers[sample.id] = answer
-        question = (Message("user", sample.row["instruction"]),)
-        battles.append(Battle(sample.id, question, answer.text, sample.reference))
+        asked = tuple(turn for turn in sample.prompt if isinstance(turn, Message) and turn.role != "system")
+        battles.append(Battle(sample.id, asked, answer.text, sample.reference))
     for score in judge.prefer(battles):
         answer = answers[score.sample_id]
         shape = {"length_chars": float(len(answer.text)), "truncated": float(answer.finish_reason == "length")}
