@@ -27,6 +27,8 @@ def resolve(spec: str, store: Store, track: Track = silent) -> Checkpoint:
     a folder, or hf:org/name[@revision]. Raises UnknownName, MissingData, or ChangedCheckpoint where files are no longer
     what was registered.
     """
+    if not spec:
+        raise UserError("the model's name is empty: give an alias, a folder or hf:org/name")
     known = store.alias(spec)
     if known is None or (spec in BUILTIN and not Path(known.path).is_dir()):
         known = _champion(store) if spec == "champion" else _by_digest(spec, store)

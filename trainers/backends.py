@@ -1,7 +1,8 @@
 """Back ends: who does the training. What surrounds it is the same for all and stands here.
 
     out.work/   while it runs: what is being made (made.json), the lock, the back end's own checkpoints, the draft
-    out/        when it is done: the draft, renamed in one step; it never holds half a checkpoint
+    out/        when it is done: the draft, renamed in one step; it never holds half a checkpoint, and recipe.json keeps
+                the digest of what was trained, so that files changed since are refused and not taken for it
 
 Another package adds a back end by an entry point of the group `rlhf_bench.trainers` that names a module (or any object)
 with the two functions of `Fit`.
@@ -118,17 +119,19 @@ class Backend:
         made = {**inputs, "backend": self.name, "preferences": data, **plain(recipe)}
         work = out.with_name(out.name + ".work")
         if not out.exists():
-            with _only_one(work), _disk_faults(out):
+            with _disk_faults(out), _only_one(work):
                 if not out.exists():
                     for model in models:
                         verify(model)
                     _begin(work / "made.json", made)
                     facts = fit(work)
-                    _write(work / DRAFT / RECIPE, {**made, **facts})
+                    _write(work / DRAFT / RECIPE, {**made, **facts, "digest": checkpoint_digest(work / DRAFT)})
                     (work / DRAFT).replace(out)
         known = _same(out / RECIPE, made, f"{out} holds another model")
+        trained = Checkpoint(str(out), str(known.pop("digest", "")), parent=models[0].digest, recipe=known)
+        verify(trained)
         shutil.rmtree(work, ignore_errors=True)
-        return Checkpoint(str(out), checkpoint_digest(out), parent=models[0].digest, recipe=known)
+        return trained
 
 
 def get_backend(name: str) -> Backend:

@@ -17,7 +17,7 @@ from rlhf_bench.harness.engines.decode import generate
 from rlhf_bench.harness.engines.forward import Model
 from rlhf_bench.harness.engines.jobs import Coder, Job
 from rlhf_bench.harness.engines.score import score
-from rlhf_bench.harness.errors import Fault, UserError
+from rlhf_bench.harness.errors import Fault, UnknownName, UserError
 from rlhf_bench.harness.types import Checkpoint, Completion, Request
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,6 +47,8 @@ class HFEngine:
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif device not in (here := _devices()):
+            raise UnknownName("device here", device, ("auto", *here))
         if dtype == "auto":
             dtype = "float32" if device == "cpu" else "bfloat16"
         if dtype not in DTYPES:
@@ -123,3 +125,9 @@ class HFEngine:
             self._batch_tokens //= 2
             self._stretch_tokens //= 2
             torch.cuda.empty_cache()
+
+
+def _devices() -> list[str]:
+    """The names of the devices that torch can use on this machine."""
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return ["cpu", *["cuda"][:cards], *(f"cuda:{index}" for index in range(cards))]

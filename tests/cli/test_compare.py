@@ -78,3 +78,14 @@ def test_an_unknown_benchmark_names_the_nearest(call: Call, line: Line) -> None:
     done = call("compare", "base", "better", "-b", "math")
     assert done.code == 2
     assert "Did you mean 'maths'" in done.one_line
+
+
+def test_samples_that_only_one_run_has_are_not_left_out_in_silence(call: Call, line: Line, store: Store) -> None:
+    part = finished(store, "part", "f" * 64, [0.5] * 10, [1.0] * 10)
+    for args in (("base", part.run_id), ("base", part.run_id, "better")):
+        out = call("compare", *args).out
+        assert out.count("note: ") == 2
+        assert f"only 10 samples are in both runs; {N - 10} are in one and left out" in out
+    (chat, _) = csv.DictReader(call("compare", "base", part.run_id, "--csv").out.splitlines())
+    assert (chat["paired"], chat["unpaired"]) == ("10", str(N - 10))
+    assert "note: " not in call("compare", "base", "better").out

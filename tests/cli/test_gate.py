@@ -1,5 +1,7 @@
+from pathlib import Path
+
 import pytest
-from tests.cli.conftest import Call, Line, N, finished
+from tests.cli.conftest import Call, Line, N, checkpoint, finished
 
 from rlhf_bench.cli import wiring
 from rlhf_bench.harness.store import Store
@@ -89,3 +91,32 @@ def test_a_packaged_policy_names_benchmarks_and_metrics_that_exist(name: str) ->
     assert found.name == name
     for rule in (*found.targets, *found.guards):
         assert BENCHMARKS[rule.benchmark].metric == rule.metric
+
+
+def test_the_candidate_itself_is_no_anchor(call: Call, line: Line, policy: str, store: Store) -> None:
+    done = call("gate", "better", "champion", "--policy", policy, "--anchor", "better")
+    assert done.code == 2
+    assert "candidate itself" in done.one_line
+    assert not store.verdicts()
+
+
+@pytest.mark.parametrize("option", ["--policy", "--anchor"])
+def test_an_empty_setting_is_not_taken_for_the_default(call: Call, line: Line, policy: str, option: str) -> None:
+    given = {"--policy": policy, "--anchor": "base"} | {option: ""}
+    done = call("gate", "better", "champion", *(part for pair in given.items() for part in pair))
+    assert done.code == 2
+    assert done.one_line.startswith("error: ")
+
+
+def test_a_first_champion_without_a_run_is_named_as_it_must_be_typed(
+    call: Call, policy: str, store: Store, home: Path
+) -> None:
+    models = [checkpoint(home / "weights", name) for name in ("first", "old", "new")]
+    for each in models:
+        store.register(each, alias=Path(each.path).name)
+    store.set_champion(models[0].digest, expect_generation=0, verdict_id=None, reason="first")
+    for each, chat in zip(models[1:], (0.4, 0.6), strict=True):
+        finished(store, Path(each.path).name, each.digest, [chat] * N, [1.0] * N)
+    done = call("gate", "new", "old", "--policy", policy)
+    assert done.code == 2
+    assert "rlhf-bench run --model first --suite test" in done.one_line

@@ -34,7 +34,9 @@ def test_a_folder_is_registered_under_its_digest(call: Call, home: Path, store: 
     assert known is not None and known.path == made.path
 
 
-@pytest.mark.parametrize("alias", ["champion", "latest", "smollm2-135m-instruct", "a/b", "hf:x", "a b", ""])
+@pytest.mark.parametrize(
+    "alias", ["champion", "latest", "smollm2-135m-instruct", "demo-reward", "latest~1", "a/b", "hf:x", "a b", ""]
+)
 def test_a_name_that_means_something_else_is_no_alias(call: Call, home: Path, alias: str) -> None:
     made = checkpoint(home / "weights", "mine")
     done = call("models", "register", made.path, "--alias", alias)
@@ -56,6 +58,15 @@ def test_changed_files_are_found(call: Call, line: Line, home: Path) -> None:
     done = call("models", "verify")
     assert done.code == 2
     assert "worse" in done.err
+
+
+def test_every_changed_model_is_named_and_not_only_the_first(call: Call, line: Line, home: Path) -> None:
+    for name in ("better", "worse"):
+        (home / "weights" / name / "config.json").write_text("{}")
+    done = call("models", "verify", "--json")
+    assert done.code == 2
+    assert ["wrong" if each["wrong"] else "right" for each in done.json] == ["right", "wrong", "wrong", "right"]
+    assert len(done.err.splitlines()) == 2
 
 
 def test_an_unknown_model_names_the_nearest(call: Call, line: Line) -> None:

@@ -64,3 +64,10 @@ def test_a_mistake_is_found_before_anything_is_run(call: Call, store: Store, arg
     assert done.code == 2
     assert says in done.one_line
     assert store.runs() == []
+
+
+def test_an_empty_model_is_not_taken_for_the_default(call: Call, store: Store) -> None:
+    done = call("run", "-s", "arc_challenge", "-m", "", "-L", "2")
+    assert done.code == 2
+    assert "empty" in done.one_line
+    assert not store.runs()

@@ -49,7 +49,8 @@ def test_an_unknown_back_end_says_where_others_come_from(call: Call, pairs: str)
     assert "rlhf_bench.trainers" in done.one_line
 
 
-def test_champion_is_no_alias(call: Call, pairs: str) -> None:
-    done = call("train", "rm", "--data", pairs, "--out", "out", "--preset", "demo-reward", "--alias", "champion")
+@pytest.mark.parametrize("alias", ["champion", "latest", "demo-reward", "smollm2-135m-instruct", "scripted:x", ""])
+def test_a_name_that_means_something_else_is_refused_before_training(call: Call, pairs: str, alias: str) -> None:
+    done = call("train", "rm", "--data", pairs, "--out", "out", "--preset", "demo-reward", "--alias", alias)
     assert done.code == 2
-    assert "promote" in done.one_line
+    assert "alias" in done.one_line

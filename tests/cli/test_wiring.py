@@ -56,6 +56,13 @@ def test_a_run_is_found_by_prefix_place_champion_and_alias(store: Store, line: L
         wiring.find_run(store, "nothing")
 
 
+def test_an_alias_comes_before_a_run_whose_id_begins_so(store: Store, line: Line) -> None:
+    made = wiring.find_checkpoint(store, "better")
+    store.register(made, alias=line.worse.run_id[:2])
+    assert wiring.find_run(store, line.worse.run_id[:2]).id == line.better.run_id
+    assert wiring.find_run(store, line.worse.run_id).id == line.worse.run_id
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [

@@ -95,3 +95,15 @@ def test_an_engine_opens_by_any_name(tiny_checkpoint: Path, store: Store) -> Non
     assert open_engine("scripted:echo", store).checkpoint == "scripted:echo"
     oracle = open_engine("scripted:oracle", store, references=lambda: {"s": "7"})
     assert oracle.identity != open_engine("scripted:oracle", store, references=lambda: {"s": "8"}).identity
+
+
+def test_no_name_is_no_model(store: Store, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_checkpoint)
+    with pytest.raises(UserError, match="empty"):
+        resolve("", store)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "cud", "gpu"])
+def test_a_device_that_is_not_here_is_one_line(tiny_checkpoint: Path, store: Store, device: str) -> None:
+    with pytest.raises(UnknownName, match="no device here named"):
+        open_engine(str(tiny_checkpoint), store, device=device)

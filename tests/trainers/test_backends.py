@@ -144,3 +144,20 @@ def test_pairs_that_teach_nothing_are_named_before_anything_is_loaded(
 def test_a_policy_whose_files_changed_is_refused(backend: Backend, tiny: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ChangedCheckpoint):
         backend.train_dpo(dpo_recipe(), sums(0, 4), replace(tiny, digest="0" * 64), tiny, tmp_path / "out")
+
+
+def test_a_result_whose_files_changed_is_not_taken_for_what_was_trained(
+    backend: Backend, tiny: Checkpoint, tmp_path: Path
+) -> None:
+    made = backend.train_dpo(dpo_recipe(), sums(0, 4), tiny, tiny, tmp_path / "out")
+    assert "digest" not in made.recipe
+    weights = tmp_path / "out" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(ChangedCheckpoint):
+        backend.train_dpo(dpo_recipe(), sums(0, 4), tiny, tiny, tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_made_is_a_fault(backend: Backend, tiny: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Fault, match="stopped"):
+        backend.train_dpo(dpo_recipe(), sums(0, 4), tiny, tiny, tmp_path / "file" / "out")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "benchmark", "metric", "base run", "run", "base", "new", "difference", "low", "high", "p", "gained", "lost",
-    "paired", "ungraded",
+    "paired", "ungraded", "unpaired",
 )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def _long(names: Sequence[str], found: dict[str, list[Comparison]]) -> list[tupl
     return [
         (
             c.benchmark, c.metric, names[0], name, c.champion, c.candidate, c.difference, c.low, c.high, c.p, c.gained,
-            c.lost, c.paired, c.ungraded,
+            c.lost, c.paired, c.ungraded, len(c.unpaired),
         )
         for row in found.values()
         for name, c in zip(names[1:], row, strict=True)

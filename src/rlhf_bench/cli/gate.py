@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhf_bench.cli import options, show, tables, wiring
+from rlhf_bench.harness.errors import UserError
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.store import Run, Store
@@ -43,8 +44,8 @@ def gate(
     with wiring.open_store() as store:
         new = wiring.find_run(store, candidate)
         old = wiring.find_run(store, champion, like=new)
-        rules = wiring.policy(policy) if policy else wiring.default_policy(new)
-        fixed = wiring.find_run(store, anchor, like=new) if anchor else _first_champion(store, new, old)
+        rules = wiring.default_policy(new) if policy is None else wiring.policy(policy)
+        fixed = _first_champion(store, new, old) if anchor is None else _anchor(store, anchor, new)
         data = [deciding.RunData.load(store, each.id) for each in (new, old, fixed)]
         verdict = deciding.gate(rules, *data)
         number = store.save_verdict(verdict)
@@ -57,7 +58,18 @@ def gate(
     raise typer.Exit(EXIT_CODES[verdict.outcome])
 
 
+def _anchor(store: Store, name: str, new: Run) -> Run:
+    """The run that is named as anchor. Raises UserError for one of the candidate itself: it would hold nothing."""
+    found = wiring.find_run(store, name, like=new)
+    if found.checkpoint == new.checkpoint:
+        raise UserError(f"--anchor {name} is a run of the candidate itself: name one of a model that stays as it is")
+    return found
+
+
 def _first_champion(store: Store, new: Run, old: Run) -> Run:
     """The run of the first champion, so that small losses cannot add up; while there is none, the champion's run."""
     history = store.history()
-    return wiring.last_run(store, history[0].checkpoint, "the first champion", like=new) if history else old
+    if not history:
+        return old
+    first = wiring.find_checkpoint(store, history[0].checkpoint)
+    return wiring.last_run(store, first.digest, wiring.name_of(first, store), like=new)

@@ -60,14 +60,13 @@ def fetch(
 @app.command()
 def register(
     path: Annotated[Path, typer.Argument(help="A folder of safetensors weights, configuration and tokenizer.")],
-    alias: Annotated[str, typer.Option(help="The name it is to have.")],
+    alias: Annotated[str, typer.Option(callback=wiring.checked_alias, help="The name it is to have.")],
     json: options.Json = False,
 ) -> None:
     """Know a checkpoint by the digest of its files and by a name."""
     from rlhf_bench.harness.checkpoint import checkpoint_digest
     from rlhf_bench.harness.types import Checkpoint
 
-    _check_alias(alias)
     found = Checkpoint(str(path.resolve()), checkpoint_digest(path))
     with wiring.open_store() as store:
         store.register(found, alias=alias)
@@ -77,16 +76,28 @@ def register(
 @app.command()
 def verify(
     names: Annotated[list[str] | None, typer.Argument(help="Models; all registered ones when absent.")] = None,
+    json: options.Json = False,
 ) -> None:
-    """Read the files again and compare them with what was registered."""
+    """Read the files of every model again and compare them with what was registered. Exit code: 2 for any other."""
     from rlhf_bench.harness import checkpoint
 
     with wiring.open_store() as store:
         known = store.checkpoints()
         chosen = [wiring.find_checkpoint(store, name) for name in names] if names else [each for each, _ in known]
+    wrong: dict[str, str] = {}
     for each in chosen:
-        checkpoint.verify(each)
-        show.say(f"unchanged {tables.short(each.digest)} {each.path}")
+        try:
+            checkpoint.verify(each)
+        except UserError as error:
+            wrong[each.digest] = str(error)
+            show.complain(f"error: {error}")
+        else:
+            if not json:
+                show.say(f"unchanged {tables.short(each.digest)} {each.path}")
+    if json:
+        show.as_json([{"digest": c.digest, "path": c.path, "wrong": wrong.get(c.digest)} for c in chosen])
+    if wrong:
+        raise typer.Exit(UserError.exit_code)
 
 
 @app.command("show")
@@ -125,10 +136,3 @@ def _described(each: Checkpoint, names: tuple[str, ...], champion: str | None) -
         "recipe": dict(each.recipe),
         "champion": each.digest == champion,
     }
-
-
-def _check_alias(alias: str) -> None:
-    from rlhf_bench.harness.weights import BUILTIN
-
-    if not alias or any(sign in alias for sign in ":/\\ ") or alias in {"champion", "latest", *BUILTIN}:
-        raise UserError(f"'{alias}' cannot be an alias: no colon, slash or space, and no built-in name")

@@ -42,7 +42,7 @@ def run(
     chosen = wiring.suite(suite)
     with wiring.open_store() as store:
         report = wiring.measure(
-            model or wiring.default_model(store),
+            wiring.default_model(store) if model is None else model,
             chosen,
             store,
             show.bars(),

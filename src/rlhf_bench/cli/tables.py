@@ -66,6 +66,8 @@ def comparison(title: str, comparisons: Sequence[Comparison]) -> None:
     show.table(
         title, columns, rows, right=("base", "new", "diff.", "p", "flips", "ungr."), whole=("95% interval", axis)
     )
+    for each in comparisons:
+        _say_unpaired(each)
 
 
 def iterations(title: str, names: Sequence[str], comparisons: Mapping[str, Sequence[Comparison]]) -> None:
@@ -79,6 +81,18 @@ def iterations(title: str, names: Sequence[str], comparisons: Mapping[str, Seque
         ]
         rows.append((benchmark, show.number(row[0].champion), *cells))
     show.table(title, ("benchmark", "base", *names), rows, right=("base",))
+    for row in comparisons.values():
+        for name, each in zip(names, row, strict=True):
+            _say_unpaired(each, f" ({' '.join(name.split())})")
+
+
+def _say_unpaired(found: Comparison, where: str = "") -> None:
+    """Samples that only one run has take no part in what the table shows, so they are not left out in silence."""
+    if found.unpaired:
+        show.say(
+            f"note: {found.benchmark}{where}: only {found.paired + found.ungraded} samples are in both runs; "
+            f"{len(found.unpaired)} are in one and left out, and the gate refuses such runs"
+        )
 
 
 def verdict(found: Verdict, number: int | None = None) -> None:

@@ -22,7 +22,7 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="The checkpoint's folder;
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="A recipe in YAML.")]
 Preset = Annotated[str | None, typer.Option(help="A packaged recipe.", autocompletion=options.presets)]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value over the recipe; repeatable.")]
-Alias = Annotated[str | None, typer.Option(callback=lambda name: _alias(name), help="A name for the checkpoint.")]
+Alias = Annotated[str | None, typer.Option(callback=wiring.checked_alias, help="A name for the checkpoint.")]
 Backend = Annotated[str, typer.Option(help="Who trains.")]
 
 
@@ -77,7 +77,7 @@ def dpo(
     track = show.bars()
     with wiring.open_store() as store:
         policy = resolve(model, store, track)
-        anchor = resolve(reference, store, track) if reference else policy
+        anchor = policy if reference is None else resolve(reference, store, track)
         _registered(store, trainer.train_dpo(recipe, pairs, policy, anchor, out.absolute(), track), alias, json)
 
 
@@ -86,12 +86,6 @@ def _pairs(data: str) -> list[Preference]:
     from rlhf_bench.trainers.preferences import damaged_preferences
 
     return damaged_preferences(wiring.prompts("demo"), seed=0) if data == "demo" else read_preferences(Path(data))
-
-
-def _alias(name: str | None) -> str | None:
-    if name == "champion":
-        raise typer.BadParameter("'champion' is what `rlhf-bench promote` moves: choose another name")
-    return name
 
 
 def _registered(store: Store, checkpoint: Checkpoint, alias: str | None, json: bool) -> None:

@@ -117,18 +117,14 @@ def measure_again(run: Run, store: Store, track: Track) -> Report:
 
 
 def find_run(store: Store, text: str, like: Run | None = None) -> Run:
-    """The run with this id or prefix, "latest", or the last finished run of a model ("champion", an alias).
+    """The last finished run of a model ("champion", an alias), or else the run with this id or prefix, or "latest".
 
-    Of a model's runs one that was made as `like` was is preferred.
+    Of a model's runs one that was made as `like` was is preferred. A name comes first: an alias such as "c2" may also
+    be how some run's id begins.
     """
-    try:
-        return store.run(text)
-    except UnknownName:
-        champion = store.champion()
-        digest = champion.checkpoint if text == "champion" and champion else store.aliases().get(text)
-        if digest is None:
-            raise
-    return last_run(store, digest, text, like)
+    champion = store.champion()
+    digest = champion.checkpoint if text == "champion" and champion else store.aliases().get(text)
+    return store.run(text) if digest is None else last_run(store, digest, text, like)
 
 
 def last_run(store: Store, digest: str, name: str, like: Run | None = None) -> Run:
@@ -189,6 +185,16 @@ def name_of(checkpoint: Checkpoint, store: Store) -> str:
     return next(
         (name for name, known in sorted(store.aliases().items()) if known == checkpoint.digest), checkpoint.path
     )
+
+
+def checked_alias(name: str | None) -> str | None:
+    """The name, if a model may be called so. Raises UserError where it means something else already."""
+    from rlhf_bench.harness.weights import BUILTIN
+
+    taken = {"champion", "latest", DEMO_JUDGE, *BUILTIN}
+    if name is not None and (not name or any(sign in name for sign in ":/\\~ ") or name in taken):
+        raise UserError(f"'{name}' cannot be an alias: no colon, slash, tilde or space, and no built-in name")
+    return name
 
 
 def lineage(store: Store, checkpoint: Checkpoint) -> list[Checkpoint]:
