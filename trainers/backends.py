@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +20,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
-
 from rlhf_bench.harness.checkpoint import checkpoint_digest, verify
 from rlhf_bench.harness.codec import digest, plain
 from rlhf_bench.harness.errors import Fault, UnknownName, UserError
+from rlhf_bench.harness.files import only_one, write
 from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers.recipes import DPORecipe, RewardRecipe, Training
@@ -119,7 +117,7 @@ class Backend:
         made = {**inputs, "backend": self.name, "preferences": data, **plain(recipe)}
         work = out.with_name(out.name + ".work")
         if not out.exists():
-            with _disk_faults(out), _only_one(work):
+            with _disk_faults(out), only_one(work, "training"):
                 if not out.exists():
                     for model in models:
                         verify(model)
@@ -181,12 +179,7 @@ def _same(path: Path, made: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    write(path, json.dumps(value, indent=1, sort_keys=True))
 
 
 @contextmanager
@@ -197,16 +190,3 @@ def _disk_faults(out: Path) -> Iterator[None]:
         raise Fault(
             f"training into {out} stopped: {error}; nothing there was changed, run it again to go on"
         ) from error
-
-
-@contextmanager
-def _only_one(work: Path) -> Iterator[None]:
-    """One process trains into a folder; the lock goes when its process dies."""
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(work / "lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(
-            f"another process is training into {work}: wait for it, or choose another output folder"
-        ) from None

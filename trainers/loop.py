@@ -16,21 +16,19 @@ where it was, to the same result.
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import Field, model_validator
 
 from rlhf_bench.harness.checkpoint import verify
 from rlhf_bench.harness.codec import digest, plain, request_key
 from rlhf_bench.harness.config import Config
 from rlhf_bench.harness.errors import Fault, UserError
+from rlhf_bench.harness.files import only_one, write
 from rlhf_bench.harness.gate import RunData, gate
 from rlhf_bench.harness.judges.reward import RewardModel
 from rlhf_bench.harness.models import open_engine, resolve
@@ -50,7 +48,7 @@ from rlhf_bench.harness.types import (
     Verdict,
 )
 from rlhf_bench.trainers.backends import get_backend
-from rlhf_bench.trainers.preferences import select_pairs
+from rlhf_bench.trainers.preferences import conversation, select_pairs
 from rlhf_bench.trainers.recipes import DPORecipe
 
 
@@ -71,10 +69,14 @@ class AnswersConfig(Config):
 
 
 class PairsConfig(Config):
-    """How answers become pairs: `length_penalty` λ in r − λ·characters (paper's concise variant: 0.001)."""
+    """How answers become pairs: `length_penalty` λ in r − λ·characters (paper's concise variant: 0.001).
+
+    Answers cut at the token limit take no part; with `cut_may_lose` one may be the rejected answer, never the chosen.
+    """
 
     length_penalty: float = Field(0.0, ge=0)
     min_margin: float = Field(0.0, ge=0)
+    cut_may_lose: bool = False
 
 
 class LoopConfig(Config):
@@ -116,6 +118,20 @@ class Iteration:
     folder: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """What all iterations of one loop share."""
+
+    config: LoopConfig
+    store: Store
+    policy: Policy
+    start: Checkpoint
+    reward: Checkpoint
+    measure: Callable[[Checkpoint], Report]
+    work: Path
+    track: Track
+
+
 def iterate(
     config: LoopConfig,
     *,
@@ -130,18 +146,18 @@ def iterate(
     """Yield each iteration as it is decided; the champion of the store is moved only by a promote verdict.
 
     `prompts` are the pool, `reward` gives the reward model's checkpoint, `measure` evaluates a checkpoint on the
-    policy's suites. Raises UserError where the config contradicts what is there, before any long work.
+    policy's suites. Each verdict is reached at the policy's own alpha. Raises UserError where the config contradicts
+    what is there, before any long work, and Fault where a stage fails.
     """
+    get_backend(config.backend)
     work = home / "loops" / config.name
-    with _only_one(work):
-        start = _begin(work, config, store, track)
+    with only_one(work, "running this loop"):
         batches = _batches(prompts, config)
-        reward_checkpoint = reward()
+        start = _begin(work, config, policy, store, track)
+        line = _Line(config, store, policy, start, reward(), measure, work, track)
         champion = start
         for number, batch in enumerate(batches, start=1):
-            iteration = _iteration(
-                number, batch, config, store, start, champion, reward_checkpoint, measure, policy, work, track
-            )
+            iteration = _iteration(line, number, batch, champion)
             yield iteration
             if iteration.verdict.outcome == "promote":
                 champion = iteration.candidate
@@ -149,28 +165,19 @@ def iterate(
                 return
 
 
-def _iteration(
-    number: int,
-    batch: Sequence[Sample],
-    config: LoopConfig,
-    store: Store,
-    start: Checkpoint,
-    champion: Checkpoint,
-    reward: Checkpoint,
-    measure: Callable[[Checkpoint], Report],
-    policy: Policy,
-    work: Path,
-    track: Track,
-) -> Iteration:
-    folder = work / f"iteration-{number}"
-    reference = start if config.reference == "initial" else champion
+def _iteration(line: _Line, number: int, batch: Sequence[Sample], champion: Checkpoint) -> Iteration:
+    config, store, track = line.config, line.store, line.track
+    folder = line.work / f"iteration-{number}"
+    reference = line.start if config.reference == "initial" else champion
     rows = answers_stage(folder, batch, champion, config, number, store, track)
-    scored = rewards_stage(folder, rows, reward, store, track)
+    scored = rewards_stage(folder, rows, line.reward, store, track)
     pairs, dropped = pairs_stage(folder, scored, config.pairs)
     candidate = train_stage(folder, pairs, champion, reference, config, track)
-    store.register(candidate, alias=f"{config.name}-{number}")
-    before, after, initial = measure(champion), measure(candidate), measure(start)
-    verdict, verdict_id = _decide(store, policy, before, after, initial)
+    alias = f"{config.name}-{number}"
+    free = store.aliases().get(alias) in (None, candidate.digest)
+    store.register(candidate, alias=alias if free else None)
+    before, after, initial = line.measure(champion), line.measure(candidate), line.measure(line.start)
+    verdict, verdict_id = _decide(store, line.policy, before, after, initial)
     if verdict.outcome == "promote" and verdict_id not in {each.verdict_id for each in store.history()}:
         promote(store, verdict_id)
     return Iteration(number, champion, candidate, len(pairs), dropped, before, after, verdict, verdict_id, str(folder))
@@ -231,7 +238,7 @@ def answer_requests(sample: Sample, config: LoopConfig, number: int) -> list[Req
 def _answered(sample: Sample, completions: Sequence[Completion]) -> dict[str, Any]:
     return {
         "sample_id": sample.id,
-        "prompt": [{"role": turn.role, "content": turn.content} for turn in _conversation(sample)],
+        "prompt": [{"role": turn.role, "content": turn.content} for turn in conversation(sample)],
         "responses": [completion.text for completion in completions],
         "finish_reasons": [completion.finish_reason for completion in completions],
     }
@@ -267,7 +274,7 @@ def pairs_stage(
     folder: Path, rows: list[dict[str, Any]], config: PairsConfig
 ) -> tuple[list[Preference], Mapping[str, int]]:
     """Best against worst. Raises UserError with the rewards' range where no prompt gives a pair."""
-    pairs, dropped = select_pairs(rows, length_penalty=config.length_penalty, min_margin=config.min_margin)
+    pairs, dropped = select_pairs(rows, **config.model_dump())
     if not pairs:
         rewards = [value for row in rows for value in row["rewards"] if value is not None]
         span = f"{min(rewards):.3f} to {max(rewards):.3f}" if rewards else "none given"
@@ -288,23 +295,21 @@ def train_stage(
     """DPO on the pairs; the candidate's folder is named by policy, reference, recipe and pairs."""
     key = digest([policy.digest, reference.digest, plain(config.dpo), [plain(pair) for pair in pairs], config.backend])
     out = folder / f"candidate-{key[:12]}"
-    return get_backend(config.backend).train_dpo(config.dpo, pairs, policy, reference, out, track)
+    candidate = get_backend(config.backend).train_dpo(config.dpo, pairs, policy, reference, out, track)
+    if candidate.digest == policy.digest:
+        raise Fault(f"training left the weights as they were ({out}): raise dpo.learning_rate, or dpo.epochs")
+    return candidate
 
 
 def _decide(store: Store, policy: Policy, before: Report, after: Report, initial: Report) -> tuple[Verdict, int]:
-    """The gate's verdict on these runs: the stored one if they were judged before."""
+    """The gate's verdict on these runs: the stored one if they were judged before by this policy."""
     candidate, champion, anchor = (RunData.load(store, report.run_id) for report in (after, before, initial))
     verdict = gate(policy, candidate, champion, anchor)
     for stored in store.verdicts():
-        if stored.verdict == verdict:
-            return verdict, stored.id
+        known = stored.verdict
+        if (known.policy, known.runs, known.outcome) == (verdict.policy, verdict.runs, verdict.outcome):
+            return known, stored.id
     return verdict, store.save_verdict(verdict)
-
-
-def _conversation(sample: Sample) -> tuple[Message, ...]:
-    if isinstance(sample.prompt, str):
-        return (Message("user", sample.prompt),)
-    return sample.prompt
 
 
 def _turns(row: Mapping[str, Any]) -> tuple[Message, ...]:
@@ -320,24 +325,33 @@ def _batches(prompts: Sequence[Sample], config: LoopConfig) -> list[Sequence[Sam
             f"'{config.prompts}' has {len(prompts)}: lower prompts_per_iteration or iterations"
         )
     for sample in prompts:
-        if not any(turn.role == "user" for turn in _conversation(sample)):
+        if not any(turn.role == "user" for turn in conversation(sample)):
             raise UserError(f"prompt '{sample.id}' has no user turn")
-    order = random.Random(config.seed).sample(list(prompts), need)
+    order = random.Random(config.seed).sample(list(prompts), len(prompts))  # all: more iterations move no prompt
     size = config.prompts_per_iteration
     return [order[i * size : (i + 1) * size] for i in range(config.iterations)]
 
 
-def _begin(work: Path, config: LoopConfig, store: Store, track: Track) -> Checkpoint:
-    """The policy this loop starts from, fixed at its first start so that a resumed loop replays from the same one."""
+def _begin(work: Path, config: LoopConfig, policy: Policy, store: Store, track: Track) -> Checkpoint:
+    """The policy this loop starts from, fixed with its settings at the first start.
+
+    A resumed loop replays the same line; margins cannot be changed after a verdict was seen. Only the number of
+    iterations may grow. Raises UserError where something else differs, or where the start is not the champion.
+    """
     marker = work / "start.json"
+    settings = config.model_dump(mode="json", exclude_defaults=True, exclude={"iterations"})
+    fixed = {**settings, "policy digest": policy.digest}
     if marker.exists():
-        begun = json.loads(marker.read_text())
-        start = store.checkpoint(begun["digest"])
-        if begun["model"] != config.model or start is None:
+        begun = json.loads(marker.read_text(encoding="utf-8"))
+        before = begun["settings"]
+        changed = sorted(key for key in fixed.keys() | before.keys() if fixed.get(key) != before.get(key))
+        if changed:
             raise UserError(
-                f"loop '{config.name}' began from model '{begun['model']}', the config now says '{config.model}': "
-                f"give the loop another name"
+                f"loop '{config.name}' was begun with another {', '.join(changed)}: give the changed loop another name"
             )
+        start = store.checkpoint(begun["digest"])
+        if start is None:
+            raise UserError(f"loop '{config.name}' began from {begun['digest'][:12]}, which this store does not have")
         verify(start)
         return start
     start = resolve(config.model, store, track)
@@ -349,7 +363,7 @@ def _begin(work: Path, config: LoopConfig, store: Store, track: Track) -> Checkp
             f"the champion is {champion.checkpoint[:12]}, the config's model is {start.digest[:12]}: "
             f"set 'model: champion', or another RLHF_BENCH_HOME for a separate line"
         )
-    _write(marker, json.dumps({"digest": start.digest, "model": config.model}))
+    write(marker, json.dumps({"digest": start.digest, "settings": fixed}))
     return start
 
 
@@ -357,29 +371,6 @@ def _stage(folder: Path, name: str, key: str, make: Callable[[], Iterable[Any]])
     """The rows of a stage: read if this key was made before, else made and written in one rename."""
     path = folder / f"{name}-{key[:12]}.jsonl"
     if not path.exists():
-        _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in make()))
+        write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in make()))
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        raise Fault(f"cannot write {path}: {error.strerror}") from error
-
-
-@contextmanager
-def _only_one(work: Path) -> Iterator[None]:
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(work / "lock", timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"another process is running this loop ({work})") from None

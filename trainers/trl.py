@@ -41,6 +41,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 from rlhf_bench.harness.checkpoint import DECISIVE
 from rlhf_bench.harness.codec import digest
 from rlhf_bench.harness.errors import Fault, UserError
+from rlhf_bench.harness.files import write
 from rlhf_bench.harness.judges.reward import encode, quiet
 from rlhf_bench.harness.progress import Advance, Track
 from rlhf_bench.harness.types import Checkpoint, Preference
@@ -173,7 +174,7 @@ class _Reference:
                     for side, values in zip(found, trainer.compute_ref_log_probs(model, batch), strict=True):
                         found[side] += values.tolist()
                     advance(len(rows[first : first + batch_size]))
-            _write(self._path, found)
+            write(self._path, json.dumps(found))
         known: dict[str, list[float]] = json.loads(self._path.read_text())
         return known
 
@@ -218,7 +219,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.name != COMPLETE}
-        _write(folder / COMPLETE, sizes)
+        write(folder / COMPLETE, json.dumps(sizes))
 
 
 def last_complete(folder: Path) -> Path | None:
@@ -369,12 +370,6 @@ def _copy_settings(source: Path, draft: Path) -> None:
 def _line(entry: Mapping[str, float]) -> str:
     kept = {RENAMED.get(key, key): value for key, value in entry.items() if key not in LEFT_OUT}
     return json.dumps(kept, sort_keys=True) + "\n" if "loss" in kept else ""
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(json.dumps(value))
-    draft.replace(path)
 
 
 @contextmanager

@@ -14,13 +14,13 @@ model: base
 prompts: prompts.jsonl
 prompts_per_iteration: 2
 iterations: 1
-policy: policy.yaml
+policy: demo
 suite: demo
 """
 
 
 @pytest.fixture
-def config(home: Path, policy: str) -> Path:
+def config(home: Path) -> Path:
     path = home / "loop.yaml"
     path.write_text(CONFIG)
     (home / "prompts.jsonl").write_text('{"prompt": "Why?"}\n{"prompt": "How?"}\n')
@@ -35,6 +35,9 @@ def config(home: Path, policy: str) -> Path:
         ("suite=dmo", "Did you mean 'demo'?"),
         ("protocol=papr", "Did you mean 'paper'?"),
         ("policy=chatt", "Did you mean 'chat'?"),
+        ("policy=chat", "no benchmark in suite 'demo' named 'alpaca_eval'"),
+        ("judge=bse", "Did you mean 'base'?"),
+        ("backend=jax", "no training back end named 'jax'"),
         ("reference=first", "initial"),
         ("iterations=3", "need 6, 'prompts.jsonl' has 2"),
         ("model=bse", "Did you mean 'base'?"),
@@ -51,6 +54,19 @@ def test_a_start_that_is_not_the_champion_is_refused(call: Call, config: Path, l
     done = call("iterate", str(config), "--set", "model=worse")
     assert done.code == 2
     assert "set 'model: champion'" in done.one_line
+
+
+def test_a_begun_loop_does_not_change_its_margins(call: Call, config: Path, line: Line) -> None:
+    # base has no weights that an engine could load, so the loop stops after its start is fixed
+    assert call("iterate", str(config), "--set", "reward=base").code != 0
+    lax = config.with_name("lax.yaml")
+    lax.write_text(
+        "name: demo\ntargets: [{benchmark: demo-chat, metric: win_rate}]\n"
+        "guards: [{benchmark: demo-code, metric: pass@1, margin: 0.5}]\n"
+    )
+    done = call("iterate", str(config), "--set", "reward=base", "--set", "policy=lax.yaml")
+    assert done.code == 2
+    assert "begun with another policy" in done.one_line
 
 
 def test_a_prompt_without_a_user_turn_is_named(call: Call, config: Path, line: Line, home: Path) -> None:

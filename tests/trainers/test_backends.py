@@ -159,5 +159,5 @@ def test_a_result_whose_files_changed_is_not_taken_for_what_was_trained(
 
 def test_a_folder_that_cannot_be_made_is_a_fault(backend: Backend, tiny: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Fault, match="stopped"):
+    with pytest.raises(Fault, match="cannot make"):
         backend.train_dpo(dpo_recipe(), sums(0, 4), tiny, tiny, tmp_path / "file" / "out")

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlhf_bench.cli import options, show, tables, wiring
+from rlhf_bench.harness.errors import UnknownName
 
 if TYPE_CHECKING:
+    from rlhf_bench.harness.policy import Policy
     from rlhf_bench.harness.store import Store
-    from rlhf_bench.harness.types import Checkpoint, Report
+    from rlhf_bench.harness.types import Checkpoint, Report, Suite
     from rlhf_bench.trainers.loop import Iteration, LoopConfig
 
 
@@ -33,7 +35,10 @@ def iterate(
     chosen, track = wiring.suite(plan.suite), show.bars()
     suites.protocol(plan.protocol)
     policy = wiring.policy(plan.policy, beside=config)
+    _require_asked(policy, chosen)
     with wiring.open_store() as store:
+        if plan.judge != wiring.DEMO_JUDGE and any(each.judged for each in chosen.benchmarks):
+            wiring.reward_checkpoint(plan.judge, store, track)  # a name that is wrong is found before any long work
 
         def measure(checkpoint: Checkpoint) -> Report:
             return wiring.measure(
@@ -64,6 +69,15 @@ def iterate(
             show.as_json([_plain(each) for each in done])
         else:
             _print_end(done, plan, store)
+
+
+def _require_asked(policy: Policy, suite: Suite) -> None:
+    """Raise UnknownName for the first rule of the policy about a benchmark that the suite does not ask."""
+    names = [each.name for each in suite.benchmarks]
+    asked = [target.benchmark for target in policy.targets] + [guard.benchmark for guard in policy.guards]
+    for name in asked:
+        if name not in names:
+            raise UnknownName(f"benchmark in suite '{suite.name}'", name, names, f"Policy '{policy.name}' asks for it.")
 
 
 def _print_iteration(done: Iteration, plan: LoopConfig, store: Store) -> None:
