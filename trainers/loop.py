@@ -104,7 +104,7 @@ class LoopConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """What one iteration did. `dropped` counts the prompts that gave no pair, by reason."""
+    """What one iteration did. `dropped` counts the answers and prompts that took no part, by reason."""
 
     number: int
     champion: Checkpoint
