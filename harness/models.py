@@ -71,7 +71,7 @@ def open_engine(
 def _champion(store: Store) -> Checkpoint:
     champion = store.champion()
     if champion is None:
-        raise UserError("there is no champion yet: `rlhf-bench promote MODEL` or `rlhf-bench iterate` sets one")
+        raise UserError("there is no champion yet: `rlhf-bench promote --first MODEL` or `rlhf-bench iterate` sets one")
     found = store.checkpoint(champion.checkpoint)
     if found is None:
         raise MissingData(f"the champion {champion.checkpoint[:12]} is not registered: rlhf-bench models register")

@@ -152,7 +152,7 @@ def quiet() -> Iterator[None]:
 def _load(path: str, dtype: torch.dtype) -> Any:
     """The sequence classifier at `path`. Raises UserError unless its files hold a head with one output."""
     config = AutoConfig.from_pretrained(path, local_files_only=True)
-    no_head = UserError(f"{path} has no reward head: train a reward model first, 'rlhf-bench train reward'")
+    no_head = UserError(f"{path} has no reward head: train a reward model first, `rlhf-bench train rm`")
     if config.num_labels != 1 or not str((config.architectures or [""])[0]).endswith("ForSequenceClassification"):
         raise no_head
     with quiet():
