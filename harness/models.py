@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlhf_bench.harness.checkpoint import checkpoint_digest, verify
-from rlhf_bench.harness.engines import BATCH_TOKENS, Engine
+from rlhf_bench.harness.engines import Engine
 from rlhf_bench.harness.engines.scripted import scripted_engine
 from rlhf_bench.harness.errors import MissingData, UnknownName, UserError
 from rlhf_bench.harness.progress import Track, silent
@@ -52,7 +52,7 @@ def open_engine(
     *,
     dtype: str = "auto",
     device: str = "auto",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     references: Callable[[], Mapping[str, str]] | None = None,
     track: Track = silent,
 ) -> Engine:

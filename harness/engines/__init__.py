@@ -30,7 +30,3 @@ class Engine(typing.Protocol):
         A request that fails yields a completion with finish_reason "error"; the others go on.
         """
         ...
-
-
-BATCH_TOKENS = 16_384
-"""Default bound on the tokens whose keys and values an engine holds at a time."""

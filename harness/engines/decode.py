@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -10,11 +12,12 @@ import torch
 from torch import Tensor
 
 from rlhf_bench.harness.engines.forward import Model, Row, gather, slabs, walk
-from rlhf_bench.harness.engines.jobs import Coder, Job
-from rlhf_bench.harness.engines.tree import plan
+from rlhf_bench.harness.engines.jobs import NO_NUMBER, Coder, Job
+from rlhf_bench.harness.engines.tree import common, plan
 from rlhf_bench.harness.types import Completion, FinishReason, Sampling
 
 NUCLEUS = 1024  # the likeliest tokens that are sorted for top_p before all are
+FAMILY = 64  # tokens that prompts begin with alike before what they share is kept once for all of them
 
 
 def generate(
@@ -22,37 +25,51 @@ def generate(
 ) -> Iterator[tuple[Job, Completion]]:
     """The answer to each job, as they finish.
 
-    At most `batch_tokens` tokens of keys and values, or one answer, are held for answers in the making. The batch is
-    laid anew when a quarter of its rows are finished. An answer depends on its own seed, sample and index, and on the
-    batch it is in only as far as floating point does.
+    At most `batch_tokens` tokens of keys and values, or one answer, are held for answers in the making (and as many
+    again while a batch is laid), besides what all of them share. The batch is laid anew when a quarter of its rows are
+    finished. An answer depends on its own seed, sample and index, and on the batch it is in only as far as floating
+    point does.
     """
-    prompts = _read_prompts(model, coder, jobs, stretch_tokens)
-    waiting = next(prompts, None)
-    batch = _Batch(model, [])
-    while batch.answers or waiting:
-        making = batch.living()
-        while waiting and (not making or _size([*making, waiting]) <= batch_tokens):
-            if waiting.finish:
-                yield waiting.job, waiting.completion()
-            else:
-                making.append(waiting)
-            waiting = next(prompts, None)
-        batch = _Batch(model, making)
-        finished = 0
-        while making and finished < max(1, len(making) // 4):
-            for answer in batch.step():
-                finished += 1
-                yield answer.job, answer.completion()
+    for family, shared in _families(jobs) if model.shares else [(list(jobs), 0)]:
+        prompts = _Prompts(model, coder, family, shared, stretch_tokens)
+        waiting = next(prompts.answers, None)
+        batch = _Batch(model, [], None)
+        while batch.answers or waiting:
+            making = batch.living()
+            while waiting and (not making or _size([*making, waiting]) <= batch_tokens):
+                if waiting.finish:
+                    yield waiting.job, waiting.completion()
+                else:
+                    making.append(waiting)
+                waiting = next(prompts.answers, None)
+            batch = _Batch(model, making, prompts.shared)
+            finished = 0
+            while making and finished < max(1, len(making) // 4):
+                for answer in batch.step():
+                    finished += 1
+                    yield answer.job, answer.completion()
+
+
+def _families(jobs: Sequence[Job]) -> list[tuple[list[Job], int]]:
+    """Jobs whose prompts begin alike, with the number of tokens that they share; all others share none."""
+    alike: dict[tuple[int, ...], list[Job]] = defaultdict(list)
+    for job in jobs:
+        alike[tuple(job.tokens[:FAMILY])].append(job)
+    large = [family for start, family in alike.items() if len(family) > 1 and len(start) == FAMILY]
+    others = [job for start, family in alike.items() if len(family) == 1 or len(start) < FAMILY for job in family]
+    found = [(family, common([job.tokens for job in family])) for family in large]
+    return [*found, (others, 0)] if others else found
 
 
 @dataclass(eq=False)
 class _Answer:
-    """An answer in the making. `row` holds the keys and values of all its tokens but the newest."""
+    """An answer in the making. `row` holds the keys and values of its tokens but the newest and the `shared` first."""
 
     job: Job
     coder: Coder
     row: Row
     room: int
+    shared: int = 0
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     finish: FinishReason | None = None
@@ -64,24 +81,27 @@ class _Answer:
     @property
     def cached(self) -> int:
         """How many tokens `row` holds."""
-        return len(self.job.tokens) + len(self.tokens) - 1
+        return len(self.job.tokens) + len(self.tokens) - 1 - self.shared
 
     @property
     def final(self) -> int:
         """The most tokens that `row` will ever hold."""
-        return len(self.job.tokens) + self.room
+        return len(self.job.tokens) + self.room - self.shared
 
-    def push(self, logits_V: Tensor) -> None:
-        """Chooses the next token, and finishes the answer if it is the last."""
-        token = choose(logits_V, self.job.request.sampling, self.random)
+    def push(self, logits_V: Tensor, best: int | None) -> None:
+        """Chooses the next token, and finishes the answer if it is the last. `best` None: the logits are no numbers."""
+        if best is None:
+            self.finish = "error"
+            return
+        sampling = self.job.request.sampling
+        token = best if sampling.temperature <= 0 else choose(logits_V, sampling, self.random)
         if token in self.job.special:
             self.text, self.finish = self.coder.text(self.tokens), "stop"
             return
         self.tokens.append(token)
-        stop = self.job.request.sampling.stop
-        if stop or len(self.tokens) >= self.room:
+        if sampling.stop or len(self.tokens) >= self.room:
             self.text = self.coder.text(self.tokens)
-            cuts = [cut for cut in (self.text.find(string) for string in stop) if cut >= 0]
+            cuts = [cut for cut in (self.text.find(string) for string in sampling.stop) if cut >= 0]
             if cuts:
                 self.text, self.finish = self.text[: min(cuts)], "stop"
             elif len(self.tokens) >= self.room:
@@ -89,21 +109,24 @@ class _Answer:
 
     def completion(self) -> Completion:
         """The finished answer."""
+        if self.finish == "error":
+            return self.job.answer("", "error", 0, why=NO_NUMBER)
         return self.job.answer(self.text, self.finish or "length", len(self.tokens))
 
 
 class _Batch:
     """Answers side by side, aligned at their ends, in one cache with room for the longest that any of them can get."""
 
-    def __init__(self, model: Model, answers: list[_Answer]) -> None:
+    def __init__(self, model: Model, answers: list[_Answer], shared: Row | None) -> None:
         self.answers = answers
         if not answers:
             return
         self._model = model
         self._used = max(answer.cached for answer in answers)
         capacity = self._used + max(answer.final - answer.cached for answer in answers)
-        self._cache = slabs([answer.row for answer in answers], capacity)
+        self._cache = slabs([answer.row for answer in answers], capacity, shared)
         self._pads_B = torch.tensor([self._used - answer.cached for answer in answers], device=model.device)
+        self._shared = answers[0].shared
         for answer in answers:
             answer.row = []
         self._read = torch.zeros(1, dtype=torch.long, device=model.device)
@@ -113,14 +136,15 @@ class _Batch:
         device = self._model.device
         newest_B1 = torch.tensor([[answer.tokens[-1]] for answer in self.answers], device=device)
         self._used += 1
-        positions_BK = torch.arange(self._used, device=device) - self._pads_B[:, None]
-        sees_B1K = (positions_BK >= 0)[:, None]
+        places_BK = torch.arange(self._used, device=device) - self._pads_B[:, None]
+        positions_BK = places_BK + self._shared
         newest = positions_BK[:, -1:].clamp(max=self._model.context - 1)
+        sees_B1K = (places_BK >= 0)[:, None]
         logits_BV = self._model(newest_B1, newest, sees_B1K, positions_BK, self._cache, self._read)[:, 0]
         finished: list[_Answer] = []
-        for slot, answer in enumerate(self.answers):
+        for answer, logits_V, best in zip(self.answers, logits_BV, likeliest(logits_BV), strict=True):
             if not answer.finish:
-                answer.push(logits_BV[slot])
+                answer.push(logits_V, best)
                 if answer.finish:
                     finished.append(answer)
         return finished
@@ -134,12 +158,14 @@ class _Batch:
         return [answer for answer in self.answers if not answer.finish]
 
 
+def likeliest(logits_BV: Tensor) -> list[int | None]:
+    """The likeliest token of each row, or None where there is none because the logits are no numbers."""
+    top_B, ids_B = logits_BV.max(-1)
+    return [token if good else None for token, good in zip(ids_B.tolist(), top_B.isfinite().tolist(), strict=True)]
+
+
 def choose(logits_V: Tensor, sampling: Sampling, draw: random.Random) -> int:
-    """The next token: the likeliest at temperature 0, else a draw from the smallest set of the likeliest tokens that
-    holds `top_p` of the probability.
-    """
-    if sampling.temperature <= 0:
-        return int(logits_V.argmax())
+    """The next token, drawn from the smallest set of the likeliest tokens that holds `top_p` of the probability."""
     probs = (logits_V.float() / sampling.temperature).softmax(-1)
     if sampling.top_p >= 1:
         mass = probs.cumsum(-1)
@@ -158,18 +184,34 @@ def _pick(mass: Tensor, draw: random.Random) -> int:
     return min(int(torch.searchsorted(mass, target, right=True)), len(mass) - 1)
 
 
-def _read_prompts(model: Model, coder: Coder, jobs: Sequence[Job], stretch_tokens: int) -> Iterator[_Answer]:
-    """Answers with their first token, in the order of the prompts' tree, computed as they are asked for."""
-    tree = plan([job.tokens for job in jobs])
-    order = sorted(range(len(jobs)), key=lambda number: tree.paths[number][-1])
-    number = 0
-    for stretch in walk(model, tree, [path[-1] for path in tree.paths], stretch_tokens=stretch_tokens):
-        while number < len(order) and tree.paths[order[number]][-1] < stretch.stop:
-            job, path = jobs[order[number]], tree.paths[order[number]]
-            answer = _Answer(job, coder, gather(stretch, path), coder.room(job))
-            answer.push(stretch.logits[stretch.read.index(path[-1])])
-            yield answer
-            number += 1
+class _Prompts:
+    """The prompts of a family, read: `answers` have their first token, in the order of the prompts' tree.
+
+    They are computed as they are asked for; with the first of them come the keys and values that all `shared` tokens
+    have in common.
+    """
+
+    def __init__(self, model: Model, coder: Coder, jobs: Sequence[Job], shared: int, stretch_tokens: int) -> None:
+        self.shared: Row | None = None
+        self.answers = self._read(model, coder, jobs, shared, stretch_tokens)
+
+    def _read(
+        self, model: Model, coder: Coder, jobs: Sequence[Job], shared: int, stretch_tokens: int
+    ) -> Iterator[_Answer]:
+        tree = plan([job.tokens for job in jobs])
+        order = sorted(range(len(jobs)), key=lambda number: tree.paths[number][-1])
+        number = 0
+        for stretch in walk(model, tree, [path[-1] for path in tree.paths], stretch_tokens=stretch_tokens):
+            bests = likeliest(stretch.logits) if stretch.read else []
+            while number < len(order) and tree.paths[order[number]][-1] < stretch.stop:
+                job, path = jobs[order[number]], tree.paths[order[number]]
+                if shared and self.shared is None:
+                    self.shared = gather(stretch, path[:shared])
+                answer = _Answer(job, coder, gather(stretch, path[shared:]), coder.room(job), shared)
+                at = bisect_left(stretch.read, path[-1])
+                answer.push(stretch.logits[at], bests[at])
+                yield answer
+                number += 1
 
 
 def _size(answers: Sequence[_Answer]) -> int:

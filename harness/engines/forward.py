@@ -45,7 +45,8 @@ class Model:
                 f"{path} is a {type(module).__name__}: the hf engine runs models whose layers are all attention with"
                 " explicit positions. Serve this one elsewhere."
             )
-        if module.config._attn_implementation == "sdpa":
+        grouped = module.config._attn_implementation == "sdpa"
+        if grouped:
             module.set_attn_implementation(_GROUPED)
         self._selects = "logits_to_keep" in parameters
         self._module: Any = module.to(device).eval()
@@ -53,6 +54,21 @@ class Model:
         self.dtype = dtype
         self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
         self.end_ids: frozenset[int] = _ids(module.generation_config.eos_token_id) | _ids(config.eos_token_id)
+        self.token_bytes, shares = self._try_cache()
+        self.shares = grouped and not self._window and shares
+
+    def _try_cache(self) -> tuple[int, bool]:
+        """The bytes of a token's keys and values, and whether every layer reads what a cache says is shared."""
+        places = torch.arange(2, device=self.device)[None]
+        sees = torch.ones(1, 1, 1, dtype=torch.bool, device=self.device)
+        one, first, second = places[:, :1] * 0, places[:, :1], places[:, 1:]
+        cache: Any = DynamicCache()
+        self(one, first, sees, first, cache, one[0])
+        row = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+        size = sum(keys.nbytes + values.nbytes for keys, values in row)
+        beside = slabs([[(keys[:, :0], values[:, :0]) for keys, values in row]], 1, row)
+        self(one, second, sees, second, beside, one[0])
+        return size, all(layer.was_shared for layer in beside.layers)
 
     @torch.inference_mode()
     def __call__(
@@ -115,6 +131,10 @@ def _grouped_attention(
     The group of query heads that shares a key head becomes a dimension that scaled_dot_product_attention broadcasts:
     the queries where there is one a row (decoding), the batch where there is one row (a stretch of a tree).
     """
+    slab = getattr(key, "slab", None)
+    if slab is not None and slab.shared is not None and all(options.get(name) is None for name in _UNKNOWN_TO_SHARED):
+        slab.was_shared = True
+        return _shared_attention(query, key, value, attention_mask, slab.shared, options.get("scaling")), None
     rows, heads, length, width = query.shape
     kv_heads = key.shape[1]
     if kv_heads == heads or (rows > 1 and length > 1) or options.get("position_bias") is not None:
@@ -133,6 +153,36 @@ def _grouped_attention(
     return out.reshape(rows, heads, length, width).transpose(1, 2).contiguous(), None
 
 
+def _shared_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, shared: tuple[Tensor, Tensor], scale: float | None
+) -> Tensor:
+    """One new token a row [B, H, 1, W] to its row's own keys [B, KV, K, W] and to keys [KV, P, W] that all rows share.
+
+    The shared part is one matrix product for the whole batch; the two softmaxes are joined by their maxima and sums
+    (Milakov & Gimelshein 2018, arXiv 1805.02867). Returns [B, 1, H, W].
+    """
+    rows, heads, _, width = query.shape
+    kv_heads = shared[0].shape[0]
+    grouped = (query * (width**-0.5 if scale is None else scale)).view(rows, kv_heads, heads // kv_heads, width)
+    own = (grouped @ key.transpose(-1, -2)).float()
+    if mask is not None:
+        own = own + mask
+    far = (grouped.transpose(0, 1).reshape(kv_heads, -1, width) @ shared[0].transpose(-1, -2)).float()
+    far_top = far.amax(-1, keepdim=True)
+    far = (far - far_top).exp_()
+
+    def by_row(each: Tensor) -> Tensor:
+        return each.view(kv_heads, rows, heads // kv_heads, each.shape[-1]).transpose(0, 1)
+
+    top = torch.maximum(own.amax(-1, keepdim=True), by_row(far_top))
+    own = (own - top).exp_()
+    weight = (by_row(far_top) - top).exp()
+    out = own.to(value.dtype) @ value + by_row(far.to(value.dtype) @ shared[1]) * weight.to(value.dtype)
+    total = own.sum(-1, keepdim=True) + by_row(far.sum(-1, keepdim=True)) * weight
+    return (out / total).to(query.dtype).view(rows, 1, heads, width)
+
+
+_UNKNOWN_TO_SHARED = ("position_bias", "softcap", "s_aux", "head_mask")
 _GROUPED = "rlhf_bench_grouped"
 AttentionInterface.register(_GROUPED, _grouped_attention)
 
@@ -178,16 +228,23 @@ def walk(model: Model, tree: Tree, reads: Sequence[int], *, stretch_tokens: int)
 
 
 class Slab(DynamicLayer):  # type: ignore[misc]
-    """One layer's keys and values [B, heads, capacity, width] in memory reserved once; the first `used` are filled."""
+    """One layer's keys and values [B, heads, capacity, width] in memory reserved once; the first `used` are filled.
 
-    def __init__(self, keys: Tensor, values: Tensor, used: int) -> None:
+    `shared` are keys and values [heads, length, width] that stand before those of every row; attention finds them
+    through the keys that `update` returns, and leaves word in `was_shared`.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, used: int, shared: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
         self.all_keys, self.all_values, self.used = keys, values, used
+        self.shared, self.was_shared = shared, False
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self._expose()
 
     def _expose(self) -> None:
-        self.keys, self.values = self.all_keys[:, :, : self.used], self.all_values[:, :, : self.used]
+        keys: Any = self.all_keys[:, :, : self.used]
+        keys.slab = self
+        self.keys, self.values = keys, self.all_values[:, :, : self.used]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes the new keys and values behind the others and returns all of them, without a copy."""
@@ -203,24 +260,35 @@ Row = list[tuple[Tensor, Tensor]]
 
 
 def gather(stretch: Stretch, path: Sequence[int]) -> Row:
-    """The keys and values of the sequence whose tokens are at `path`, which ends in this stretch."""
+    """The keys and values of the tokens at `path`, which this stretch's cache holds."""
     where = torch.searchsorted(stretch.keys, torch.tensor(path, device=stretch.keys.device))
     return [(layer.keys[0][:, where], layer.values[0][:, where]) for layer in stretch.cache.layers]
 
 
-def slabs(rows: Sequence[Row], capacity: int) -> Any:
-    """A cache of `capacity` tokens a row that holds `rows`, aligned at their ends; zeros before shorter ones."""
-    lengths = [row[0][0].shape[1] for row in rows]
-    used = max(lengths)
+def slabs(rows: Sequence[Row], capacity: int, shared: Row | None = None) -> Any:
+    """A cache of `capacity` tokens a row that holds `rows`, aligned at their ends; zeros before shorter ones.
+
+    `shared` stands before every row and is kept once.
+    """
+    used = max(row[0][0].shape[1] for row in rows)
 
     def lay(pieces: Sequence[Tensor]) -> Tensor:
         heads, _, width = pieces[0].shape
-        out = pieces[0].new_zeros(len(pieces), heads, capacity, width)
+        out = pieces[0].new_empty(len(pieces), heads, capacity, width)
         for slot, piece in enumerate(pieces):
-            out[slot, :, used - piece.shape[1] : used] = piece
+            start = used - piece.shape[1]
+            out[slot, :, :start] = 0
+            out[slot, :, start:used] = piece
         return out
 
-    layers = range(len(rows[0]))
     return Cache(
-        layers=[Slab(lay([row[i][0] for row in rows]), lay([row[i][1] for row in rows]), used) for i in layers]
+        layers=[
+            Slab(
+                lay([row[i][0] for row in rows]),
+                lay([row[i][1] for row in rows]),
+                used,
+                shared[i] if shared else None,
+            )
+            for i in range(len(rows[0]))
+        ]
     )

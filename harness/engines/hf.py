@@ -12,7 +12,6 @@ import torch
 
 from rlhf_bench.harness.checkpoint import chat_template_digest
 from rlhf_bench.harness.codec import digest
-from rlhf_bench.harness.engines import BATCH_TOKENS
 from rlhf_bench.harness.engines.decode import generate
 from rlhf_bench.harness.engines.forward import Model
 from rlhf_bench.harness.engines.jobs import Coder, Job
@@ -21,7 +20,8 @@ from rlhf_bench.harness.errors import Fault, UnknownName, UserError
 from rlhf_bench.harness.types import Checkpoint, Completion, Request
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WINDOW = 1024  # requests that are planned together: bounds the memory for their tokens
+WINDOW = 4096  # requests that are planned together: bounds the memory for their tokens
+CPU_BYTES = 2 << 30  # keys and values that are held on a CPU; on a GPU, a third of what is free
 STRETCH_TOKENS = {"cpu": 512, "cuda": 2048}  # tokens of a tree in one forward pass
 SMALLEST = 32  # tokens in one forward pass below which out of memory is final
 
@@ -32,8 +32,9 @@ class HFEngine:
     """Answers requests with a checkpoint's own weights, tokenizer and chat template.
 
     `dtype` "auto" is fp32 on a CPU and bf16 on a GPU; `device` "auto" is the GPU if there is one. `batch_tokens` bounds
-    the tokens whose keys and values are held while answers are generated. Running out of GPU memory halves it, and the
-    work goes on. The weights are loaded when the first request comes.
+    the tokens whose keys and values are held while answers are generated; None is as many as 2 GiB hold on a CPU and a
+    third of the free memory on a GPU. Running out of GPU memory halves it, and the work goes on. The weights are loaded
+    when the first request comes.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class HFEngine:
         name: str,
         dtype: str = "auto",
         device: str = "auto",
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,7 +59,7 @@ class HFEngine:
         self._path = Path(checkpoint.path)
         self._dtype = dtype
         self._device = device
-        self._batch_tokens = batch_tokens
+        self._given_batch_tokens = batch_tokens
         self._stretch_tokens = STRETCH_TOKENS.get(device.split(":")[0], STRETCH_TOKENS["cpu"])
 
     @property
@@ -87,6 +88,15 @@ class HFEngine:
     @cached_property
     def _coder(self) -> Coder:
         return Coder(self._path, end_ids=self._model.end_ids, context=self._model.context)
+
+    @cached_property
+    def _batch_tokens(self) -> int:
+        """The tokens whose keys and values are held; halved when memory runs out."""
+        if self._given_batch_tokens is not None:
+            return self._given_batch_tokens
+        cuda = self._model.device.type == "cuda"
+        free = torch.cuda.mem_get_info(self._model.device)[0] // 3 if cuda else CPU_BYTES
+        return max(1, free // self._model.token_bytes)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """One completion for each request, as they finish.

@@ -14,6 +14,8 @@ from transformers import AutoTokenizer
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.types import Completion, FinishReason, Prompt, Request
 
+NO_NUMBER = "the model's output is not a number: overflow, or damaged weights"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from rlhf_bench.harness.engines.forward import Model, Stretch, walk
-from rlhf_bench.harness.engines.jobs import Job
+from rlhf_bench.harness.engines.jobs import NO_NUMBER, Job
 from rlhf_bench.harness.engines.tree import plan
 from rlhf_bench.harness.types import Completion
 
@@ -32,17 +33,13 @@ def score(model: Model, jobs: Sequence[Job], *, stretch_tokens: int) -> Iterator
             greedy[number] &= best
             left[number] -= 1
             if not left[number]:
-                job = jobs[number]
-                yield (
-                    job,
-                    job.answer(
-                        job.request.continuation or "",
-                        "stop",
-                        len(job.targets),
-                        logprob=logprobs[number],
-                        greedy=greedy[number],
-                    ),
-                )
+                yield jobs[number], _answer(jobs[number], logprobs[number], greedy[number])
+
+
+def _answer(job: Job, logprob: float, greedy: bool) -> Completion:
+    if not math.isfinite(logprob):
+        return job.answer("", "error", 0, why=NO_NUMBER)
+    return job.answer(job.request.continuation or "", "stop", len(job.targets), logprob=logprob, greedy=greedy)
 
 
 def _read(stretch: Stretch, readers: dict[int, list[tuple[int, int]]]) -> Iterator[tuple[int, float, bool]]:

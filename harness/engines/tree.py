@@ -50,6 +50,12 @@ def plan(sequences: Sequence[Sequence[int]]) -> Tree:
     return Tree(tokens, positions, ends, paths)
 
 
+def common(sequences: Sequence[list[int]]) -> int:
+    """How many first tokens all sequences share, at most all but the last of the shortest."""
+    first, last = min(sequences), max(sequences)
+    return min(_shared(first, last), min(map(len, sequences)) - 1)
+
+
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
     """The length of the longest common prefix."""
     shortest = min(len(a), len(b))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rlhf_bench.harness.checkpoint import checkpoint_digest
 from rlhf_bench.harness.engines.forward import Model
 from rlhf_bench.harness.engines.hf import HFEngine
+from rlhf_bench.harness.engines.jobs import NO_NUMBER
 from rlhf_bench.harness.errors import Fault, UserError
 from rlhf_bench.harness.types import Checkpoint, Completion, Message, Prompt, Request, Sampling
 
@@ -107,6 +108,7 @@ def test_what_requests_share_is_computed_once(tiny_checkpoint: Path, monkeypatch
         read.append(rest[-1].numel())
         return whole(model, tokens_BQ, *rest)
 
+    assert engine(tiny_checkpoint)._model.context == 512
     monkeypatch.setattr(Model, "__call__", count)
     header = "Question: Which gas do plants absorb?\nAnswer: carbon dioxide\n" * 5
     requests = continuations([(f"{header}Question: {q}\nAnswer:", f" {c}") for q in "abc" for c in "0123"])
@@ -184,6 +186,45 @@ def test_answers_do_not_depend_on_the_room_for_them(tiny_checkpoint: Path) -> No
         assert ask(engine(tiny_checkpoint, batch_tokens=batch_tokens), requests) == expected
 
 
+def test_a_start_that_all_prompts_share_is_kept_once_and_changes_no_answer(tiny_checkpoint: Path) -> None:
+    """Beside prompts that share nothing, greedy and sampled, in batches of any size."""
+    header = "Question: Which gas do plants absorb?\nAnswer: carbon dioxide\n" * 4
+    prompts = [header, *(f"{header}{'word ' * (i % 5)}{i}" for i in range(12)), "The sea", "Paris is wide"]
+    requests = [
+        Request(f"s{i}", prompt, Sampling(max_tokens=2 + 6 * (i % 3), temperature=0.7 * (i % 2), seed=i))
+        for i, prompt in enumerate(prompts)
+    ]
+    alone = [ask(engine(tiny_checkpoint), [request])[0] for request in requests]
+    assert engine(tiny_checkpoint)._model.shares
+    for batch_tokens in (None, 40, 150):
+        assert ask(engine(tiny_checkpoint, batch_tokens=batch_tokens), requests) == alone
+
+
+def test_an_output_that_is_no_number_is_an_error_and_the_others_go_on(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Model.__call__
+    assert engine(tiny_checkpoint)._model.context == 512
+
+    def overflow(model: Model, tokens_BQ: torch.Tensor, *rest: Any) -> torch.Tensor:
+        logits = whole(model, tokens_BQ, *rest).clone()
+        logits[:1, :1] = float("nan")
+        return logits
+
+    requests = [Request(f"s{i}", f"word {i}", Sampling(max_tokens=4)) for i in range(4)]
+    scored = continuations([("a", " b"), ("word", " c")])
+    expected = [ask(engine(tiny_checkpoint), [each])[0] for each in [*requests, *scored]]
+    monkeypatch.setattr(Model, "__call__", overflow)
+    found = ask(engine(tiny_checkpoint), [*requests, *scored])
+    assert {each.why for each in found if each.finish_reason == "error"} == {NO_NUMBER}
+    assert 0 < sum(each.finish_reason == "error" for each in found) < len(found)
+    assert all(
+        each == one or each.logprob == pytest.approx(one.logprob, abs=1e-3)
+        for each, one in zip(found, expected, strict=True)
+        if each.finish_reason != "error"
+    )
+
+
 def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(tiny_checkpoint: Path) -> None:
     (whole,) = ask(engine(tiny_checkpoint), chats(1, max_tokens=24))
     assert whole.finish_reason == "length"
@@ -259,7 +300,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_answer(
 
     monkeypatch.setattr(Model, "__call__", crowded)
     assert ask(small, requests) == expected
-    assert small._batch_tokens < 16_384
+    assert small._batch_tokens < engine(tiny_checkpoint)._batch_tokens
     monkeypatch.setattr(Model, "__call__", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
     with pytest.raises(Fault, match="does not fit the memory"):
         ask(small, requests)
