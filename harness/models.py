@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf_bench.harness.checkpoint import checkpoint_digest, verify
 from rlhf_bench.harness.engines import Engine
@@ -16,7 +17,12 @@ from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Checkpoint
 from rlhf_bench.harness.weights import BUILTIN
 
+if TYPE_CHECKING:
+    from rlhf_bench.harness.engines.pace import Limits
+    from rlhf_bench.harness.prices import Budget
+
 SCRIPTED = "scripted:"
+OPENAI = "openai:"
 HUB = "hf:"
 
 
@@ -54,14 +60,21 @@ def open_engine(
     device: str = "auto",
     batch_tokens: int | None = None,
     references: Callable[[], Mapping[str, str]] | None = None,
+    limits: Limits | None = None,
+    budget: Budget | None = None,
     track: Track = silent,
 ) -> Engine:
-    """An engine: `scripted:NAME`, or transformers with the checkpoint that `spec` resolves to.
+    """An engine: `scripted:NAME`, `openai:MODEL[@BASE_URL]`, or transformers with the checkpoint that `spec` means.
 
-    `references` gives the right answers by sample id to scripted:oracle, which alone calls it.
+    `references` gives the right answers by sample id to scripted:oracle, which alone calls it; `limits` and `budget`
+    are for an API.
     """
     if spec.startswith(SCRIPTED):
         return scripted_engine(spec.removeprefix(SCRIPTED), references)
+    if spec.startswith(OPENAI):
+        from rlhf_bench.harness.engines.openai import OpenAIEngine
+
+        return OpenAIEngine.of(spec, budget=budget, **({} if limits is None else {"limits": limits}))
     checkpoint = resolve(spec, store, track)
     from rlhf_bench.harness.engines.hf import HFEngine
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from textwrap import shorten
 from typing import Any
 
-from rlhf_bench.harness.codec import digest, plain, request_key, sample_digest
+from rlhf_bench.harness.codec import digest, plain, sample_digest
 from rlhf_bench.harness.engines import Engine
+from rlhf_bench.harness.engines.stored import stored_or_asked
 from rlhf_bench.harness.errors import Fault, RlhfBenchError, UserError
 from rlhf_bench.harness.judges import Judge
 from rlhf_bench.harness.progress import Advance, Track, silent
@@ -85,12 +86,11 @@ def evaluate(
         created=manifest["created"],
     )
     store.start_run(run)
-    requests = [request for loaded in samples.values() for sample in loaded for request in sample.requests]
-    answers = _answer(requests, engine, store, track)
+    answered_by = _answered(suite, samples, engine, store, track)
     estimates: list[Estimate] = []
     with track("grades", sum(map(len, samples.values()))) as advance:
         for benchmark in suite.benchmarks:
-            answered = [(sample, tuple(answers[r] for r in sample.requests)) for sample in samples[benchmark.name]]
+            answered = answered_by[benchmark.name]
             scores = _grade(benchmark, answered, judge, store, advance)
             records = [
                 Record(benchmark.name, sample_digest(sample), sample, completions, scores[sample.id])
@@ -98,9 +98,8 @@ def evaluate(
             ]
             store.save_records(run.id, records)
             estimates += estimates_of(benchmark, records)
-    report = Report(
-        run.id, run.model, run.checkpoint, run.suite, run.protocol, run.judge, tuple(estimates), run.manifest
-    )
+    manifest |= _said_by(engine, answered_by)
+    report = Report(run.id, run.model, run.checkpoint, run.suite, run.protocol, run.judge, tuple(estimates), manifest)
     store.finish_run(run.id, report)
     return report
 
@@ -138,39 +137,51 @@ def _load(benchmark: Benchmark, protocol: EvalProtocol, limit: int | None) -> li
     return list(found.values())
 
 
-def _answer(requests: Iterable[Request], engine: Engine, store: Store, track: Track) -> dict[Request, Completion]:
-    """An answer for each request: the stored one, or else the engine's, stored as it comes."""
-    identity = engine.identity
-    keys = {request: request_key(identity, request) for request in requests}
-    stored = store.completions(keys.values())
-    answers = {request: stored[key] for request, key in keys.items() if key in stored}
-    with track("answers", len(keys)) as advance:
-        advance(len(answers))
-        for waiting in _calls(request for request in keys if request not in answers):
-            for completion in engine.generate(list(waiting.values())):
-                request = waiting.pop((completion.sample_id, completion.index), None)
-                if request is None:
-                    raise Fault(
-                        f"engine {engine.name} answered '{completion.sample_id}', which it was not asked, or twice"
-                    )
-                answers[request] = completion
-                store.save_completions({keys[request]: completion})
-                advance(1)
-            if waiting:
-                raise Fault(f"engine {engine.name} left {len(waiting)} requests without an answer")
+def _answered(
+    suite: Suite, samples: Mapping[str, Sequence[Sample]], engine: Engine, store: Store, track: Track
+) -> dict[str, list[Graded]]:
+    """Each benchmark's samples with all their completions: first those of their own requests, then round by round those
+    of the requests that the benchmark writes from what was answered so far."""
+    found: dict[str, list[Graded]] = {name: [(sample, ()) for sample in loaded] for name, loaded in samples.items()}
+    waiting = [
+        (benchmark, place, sample.requests)
+        for benchmark in suite.benchmarks
+        for place, sample in enumerate(samples[benchmark.name])
+    ]
+    while waiting:
+        answers = _answer([request for *_, requests in waiting for request in requests], engine, store, track)
+        following = []
+        for benchmark, place, requests in waiting:
+            sample, before = found[benchmark.name][place]
+            completions = before + tuple(answers[request] for request in requests)
+            found[benchmark.name][place] = sample, completions
+            if further := _follow(benchmark, sample, completions):
+                following.append((benchmark, place, further))
+        waiting = following
+    return found
+
+
+def _answer(requests: Sequence[Request], engine: Engine, store: Store, track: Track) -> dict[Request, Completion]:
+    answers = {}
+    with track("answers", len(set(requests))) as advance:
+        for request, completion in stored_or_asked(requests, engine, store):
+            answers[request] = completion
+            advance(1)
     return answers
 
 
-def _calls(requests: Iterable[Request]) -> list[dict[tuple[str, int], Request]]:
-    """All requests in one call, by what a completion says of its request; a clash of ids opens a further call."""
-    calls: list[dict[tuple[str, int], Request]] = []
-    for request in requests:
-        place = (request.sample_id, request.index)
-        call = next((call for call in calls if place not in call), None)
-        if call is None:
-            calls.append(call := {})
-        call[place] = request
-    return calls
+def _follow(benchmark: Benchmark, sample: Sample, completions: tuple[Completion, ...]) -> tuple[Request, ...]:
+    """What is asked of this sample next; nothing once the engine failed on it."""
+    if benchmark.follow is None or any(completion.finish_reason == "error" for completion in completions):
+        return ()
+    requests = benchmark.follow(sample, completions)
+    places = [(completion.sample_id, completion.index) for completion in completions]
+    places += [(request.sample_id, request.index) for request in requests]
+    if {name for name, _ in places} != {sample.id} or len(set(places)) != len(places):
+        raise Fault(
+            f"benchmark '{benchmark.name}': what follows sample '{sample.id}' needs its id, and an index of its own"
+        )
+    return requests
 
 
 def _grade(
@@ -277,6 +288,12 @@ def _manifest(
         "seed": protocol.seed,
         "created": datetime.now(UTC).isoformat(),
     }
+
+
+def _said_by(engine: Engine, answered: Mapping[str, Sequence[Graded]]) -> dict[str, Any]:
+    """What is only known after the answers: what an API took for them, and who it says gave them."""
+    served = {c.served_by for graded in answered.values() for _, completions in graded for c in completions}
+    return {"engine": dict(engine.manifest)} | ({"served_by": sorted(served - {""})} if served - {""} else {})
 
 
 def _version(package: str) -> str | None:

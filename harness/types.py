@@ -10,12 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "error"]
 Kind = Literal["binary", "continuous"]
 Outcome = Literal["promote", "reject", "inconclusive"]
+
+
+Later = Field(exclude_if=lambda value: not value)
+"""A field that was added later: empty, it is left out of the canonical form, so that every older digest holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +39,17 @@ Prompt: TypeAlias = str | Conversation
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to generate. `temperature` 0 is greedy; `stop` strings end an answer and are not part of it."""
+    """How to generate. `temperature` 0 is greedy; `stop` strings end an answer and are not part of it.
+
+    `logprobs` asks for that many most probable alternatives of the first token. An API that knows no `seed` ignores it.
+    """
 
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    logprobs: Annotated[int, Later] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +92,8 @@ class Completion:
 
     `logprob` (nats, summed over the continuation's tokens) and `greedy` (whether greedy decoding would produce it) are
     set where a continuation was scored. `finish_reason` "error" says in `why` what failed; such an answer is no answer.
+    `top_logprobs` holds the alternatives of the first token, where they were asked for; `served_by` is who answered, as
+    an API says it: the model's id and, after a space, its fingerprint.
     """
 
     sample_id: str
@@ -92,6 +104,8 @@ class Completion:
     logprob: float | None = None
     greedy: bool | None = None
     why: str = ""
+    top_logprobs: Annotated[Mapping[str, float], Later] = field(default_factory=dict)
+    served_by: Annotated[str, Later] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +266,8 @@ class Benchmark:
 
     `load(protocol)` gives all samples in their official order. `grade(answered, judge)` gives one Score for each
     answered sample, in any order; `judge` is None unless `judged`. `needs` names the pinned data files; `size` is the
-    number of samples; `summary` is one line for people.
+    number of samples; `summary` is one line for people. `follow(sample, completions)` gives the requests that can
+    only be written once those answers are known (a second turn); it is called after each round, until it gives none.
     """
 
     name: str
@@ -265,6 +280,7 @@ class Benchmark:
     grade: Callable[[Sequence[Graded], Any], Iterator[Score]]
     judged: bool = False
     needs: tuple[str, ...] = ()
+    follow: Callable[[Sample, tuple[Completion, ...]], tuple[Request, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

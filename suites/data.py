@@ -6,16 +6,18 @@ downloaded is kept in the cache under the mirror's own paths. With HF_HUB_OFFLIN
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import http.client
+import io
 import json
 import os
 import tempfile
 import time
 import urllib.request
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -129,7 +131,7 @@ def _load(path: Path, mtime_ns: int, wanted: Pin) -> tuple[Row, ...]:
             f"({wanted.source}); replace or delete it"
         )
     text = content.decode()
-    parsed = json.loads(text) if wanted.mirror.removesuffix(".gz").endswith(".json") else _lines(text)
+    parsed = _PARSERS[Path(wanted.mirror.removesuffix(".gz")).suffix](text)
     if len(parsed) != wanted.rows:
         raise UserError(f"{path} has {len(parsed)} rows, expected {wanted.rows} ({wanted.source})")
     return tuple(parsed)
@@ -137,6 +139,13 @@ def _load(path: Path, mtime_ns: int, wanted: Pin) -> tuple[Row, ...]:
 
 def _lines(text: str) -> list[Row]:
     return [json.loads(line) for line in text.split("\n") if line]
+
+
+def _table(text: str) -> list[Row]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+_PARSERS: Mapping[str, Callable[[str], Sequence[Row]]] = {".json": json.loads, ".jsonl": _lines, ".csv": _table}
 
 
 def _content(path: Path, limit_bytes: int) -> bytes:

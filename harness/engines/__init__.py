@@ -30,3 +30,16 @@ class Engine(typing.Protocol):
         A request that fails yields a completion with finish_reason "error"; the others go on.
         """
         ...
+
+
+@typing.runtime_checkable
+class Ready(typing.Protocol):
+    """What an engine's iterator may offer besides, so that answers are stored in batches and its calls end at once."""
+
+    def ready(self) -> Sequence[Completion]:
+        """The further answers that have come already, without waiting for another one."""
+        ...
+
+    def close(self) -> None:
+        """Give up what is in flight."""
+        ...

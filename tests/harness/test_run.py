@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -528,3 +529,59 @@ if __name__ == "__main__":
             run(opened, Calculator(stop=stop))
         else:
             run(opened, Calculator(), LongerWins(stop=stop))
+
+
+def test_who_an_api_says_answered_is_in_the_report_also_when_resumed(store: Store) -> None:
+    class Served(Calculator):
+        def _answer(self, request: Request) -> Completion:
+            return replace(super()._answer(request), served_by="calculator-2 fp_1")
+
+    suite = Suite("sums", (SUMS,))
+    assert run(store, Served(), suite=suite).manifest["served_by"] == ["calculator-2 fp_1"]
+    assert run(store, Served(), suite=suite).manifest["served_by"] == ["calculator-2 fp_1"]
+
+
+def second_turn(sample: Sample, completions: tuple[Completion, ...]) -> tuple[Request, ...]:
+    """Adds 1 to the last answer, twice."""
+    if len(completions) == 3:
+        return ()
+    return (Request(sample.id, f"{completions[-1].text} + 1 =", Sampling(8), index=len(completions)),)
+
+
+def grade_turns(answered: Sequence[Graded], judge: Any) -> Iterator[Score]:
+    for sample, completions in answered:
+        yield Score(sample.id, float(completions[-1].text))
+
+
+TURNS = replace(SUMS, name="turns", kind="continuous", grade=grade_turns, follow=second_turn)
+
+
+def test_a_later_turn_sees_the_answers_before_it_and_all_are_recorded(store: Store) -> None:
+    engine = Calculator()
+    report = run(store, engine, suite=Suite("turns", (TURNS, CHOICES)))
+    records = store.records(report.run_id, "turns")
+    assert [record.completions[0].text for record in records] == [str(2 * a + (a % 5 == 0)) for a in range(N)]
+    for record in records:
+        said = [int(completion.text) for completion in record.completions]
+        assert [b - a for a, b in pairwise(said)] == [1 + (said[0] % 5 == 0), 1 + (said[1] % 5 == 0)]
+        assert record.score.value == said[-1]
+        assert [completion.index for completion in record.completions] == [0, 1, 2]
+    assert engine.calls == 3 and len(engine.asked) == 3 * N + 2 * N
+    again = Calculator()
+    assert without_dates(run(store, again, suite=Suite("turns", (TURNS, CHOICES)))) == without_dates(report)
+    assert again.asked == []
+
+
+def test_after_a_turn_that_failed_no_further_one_is_asked(store: Store) -> None:
+    engine = Calculator(fails=frozenset({"sums/3"}))
+    report = run(store, engine, suite=Suite("turns", (TURNS,)))
+    failed = store.records(report.run_id)[3]
+    assert len(failed.completions) == 1 and failed.score.value is None
+    assert len(engine.asked) == 3 * N - 2
+
+
+def test_a_later_turn_without_a_place_of_its_own_is_a_fault(store: Store) -> None:
+    for wrong in (Request("sums/0", "1 + 1 ="), Request("other", "1 + 1 =", index=1)):
+        broken = replace(TURNS, follow=lambda sample, completions, wrong=wrong: (wrong,))
+        with pytest.raises(Fault, match="needs its id, and an index of its own"):
+            run(store, Calculator(), suite=Suite("broken", (broken,)), limit=1)

@@ -22,6 +22,8 @@ from rlhf_bench.suites.pins import PINS, Pin
 
 CONTENT = b'{"question": "1 + 1"}\n{"question": "2 + 2"}\n'
 NAME = "sums/test"
+MIRRORED = [name for name in PINS if not name.startswith("alpaca_eval_lc")]
+"""All but the gamed baselines' rows: the original is on the hub only, and the recovered ones are derived."""
 
 
 def pinned(content: bytes, rows: int = 2, mirror: str = "sums/test.jsonl.gz", hub: str | None = None) -> Pin:
@@ -99,7 +101,7 @@ def serve(put: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch) -> Serv
     return serving
 
 
-@pytest.mark.parametrize("name", PINS)
+@pytest.mark.parametrize("name", MIRRORED)
 def test_every_pinned_file_of_the_mirror_has_the_pinned_content_and_rows(
     name: str, mirror: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +110,7 @@ def test_every_pinned_file_of_the_mirror_has_the_pinned_content_and_rows(
     assert len(data.rows(name)) == PINS[name].rows
 
 
-@pytest.mark.parametrize("name", PINS)
+@pytest.mark.parametrize("name", MIRRORED)
 def test_every_pin_agrees_with_the_manifest_of_the_mirror(name: str, mirror: Path) -> None:
     entries = {entry["file"]: entry for entry in json.loads((mirror / "MANIFEST.json").read_text())["entries"]}
     pin, entry = PINS[name], entries[PINS[name].mirror]

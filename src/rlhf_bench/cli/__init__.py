@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rlhf_bench import __version__
-from rlhf_bench.cli import board, compare, doctor, gate, iterate, models, promote, run, runs, suites, train
+from rlhf_bench.cli import board, compare, doctor, gate, iterate, models, promote, run, runs, score, suites, train
 from rlhf_bench.cli.show import complain
 from rlhf_bench.harness.errors import RlhfBenchError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("run")(run.run)
+app.command("score")(score.score)
 app.command("compare")(compare.compare)
 app.command("gate")(gate.gate)
 app.command("promote")(promote.promote)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from rlhf_bench.harness.errors import UnknownName, UserError
 
 if TYPE_CHECKING:
-    from rlhf_bench.harness.judges.reward import RewardModel
+    from rlhf_bench.harness.engines.pace import Limits
+    from rlhf_bench.harness.judges import Judge
     from rlhf_bench.harness.policy import Policy
+    from rlhf_bench.harness.prices import Budget
     from rlhf_bench.harness.progress import Track
     from rlhf_bench.harness.store import Run, Store
     from rlhf_bench.harness.types import Checkpoint, Comparison, Report, Sample, Suite
@@ -52,8 +54,28 @@ def reward_checkpoint(spec: str, store: Store, track: Track) -> Checkpoint:
     return demo_reward(store, prompts(DEMO), home(), track)
 
 
-def judge(spec: str, store: Store, track: Track) -> RewardModel:
-    """The judge of this name."""
+def judge(
+    spec: str, store: Store, track: Track, *, limits: Limits | None = None, budget: Budget | None = None
+) -> Judge:
+    """The judge of this name: `openai:MODEL[@URL]`, `llm:MODEL` (a local model), `replay:FILE`, `scripted:RULE`, or
+    a reward model. The first two are asked as AlpacaEval asks its judge; `limits` and `budget` are for the first."""
+    kind, _, name = spec.partition(":")
+    if kind == "scripted":
+        from rlhf_bench.harness.judges.replay import scripted_judge
+
+        return scripted_judge(name)
+    if kind == "replay":
+        from rlhf_bench.harness.judges.replay import replay
+
+        return replay(Path(name).expanduser())
+    if kind in ("openai", "llm"):
+        from rlhf_bench.harness.judges.llm import LLMJudge
+        from rlhf_bench.harness.models import open_engine
+        from rlhf_bench.suites.judge_prompts import alpaca_eval_prompt
+
+        local = kind == "llm"
+        engine = open_engine(name if local else spec, store, limits=limits, budget=budget, track=track)
+        return LLMJudge(engine, store, alpaca_eval_prompt(), scores=local, track=track)
     from rlhf_bench.harness.judges.reward import RewardModel
 
     return RewardModel(reward_checkpoint(spec, store, track), name=spec)

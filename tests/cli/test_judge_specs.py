@@ -1,0 +1,55 @@
+"""The judges by the names that the command line gives them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlhf_bench.cli import wiring
+from rlhf_bench.harness.errors import UnknownName, UserError
+from rlhf_bench.harness.judges.llm import LLMJudge
+from rlhf_bench.harness.progress import silent
+from rlhf_bench.harness.store import Store
+from rlhf_bench.harness.types import Battle, Message
+
+BATTLE = Battle("s", (Message("user", "Say hello"),), "hello", "hi")
+
+
+def test_a_replayed_file_is_a_judge(tmp_path: Path, store: Store) -> None:
+    row = {"instruction": "Say hello", "output_1": "hi", "output_2": "hello", "preference": 1.75}
+    (tmp_path / "annotations.json").write_text(json.dumps([row]))
+    judge = wiring.judge(f"replay:{tmp_path}/annotations.json", store, silent)
+    assert [score.value for score in judge.prefer([BATTLE])] == [0.75]
+
+
+def test_an_endpoint_is_a_judge_with_alpaca_evals_prompt(
+    mirror: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLHF_BENCH_DATA", str(mirror))
+    judge = wiring.judge("openai:m@http://localhost:1/v1", store, silent)
+    assert isinstance(judge, LLMJudge)
+    (request,) = judge.requests([BATTLE])
+    assert (request.sampling.max_tokens, request.sampling.logprobs, request.continuation) == (1, 5, None)
+    assert judge.manifest["published_with"] == "gpt-4-1106-preview"
+    other = wiring.judge("openai:n@http://localhost:1/v1", store, silent)
+    assert judge.identity != other.identity
+
+
+def test_a_local_chat_model_judges_by_the_probability_of_both_names(
+    mirror: Path, tiny_checkpoint: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLHF_BENCH_DATA", str(mirror))
+    judge = wiring.judge(f"llm:{tiny_checkpoint}", store, silent)
+    (score,) = judge.prefer([BATTLE])
+    assert score.value is None and "512" in score.why, (
+        "AlpacaEval's prompt does not fit the tiny model, and that is said"
+    )
+
+
+def test_a_judge_that_does_not_exist_is_one_line(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="Known: fail, first, longer, tie"):
+        wiring.judge("scripted:zzz", store, silent)
+    with pytest.raises(UserError, match="cannot be read as annotations"):
+        wiring.judge(f"replay:{tmp_path}/none.json", store, silent)
