@@ -21,6 +21,7 @@ from rlhf_bench.harness.engines import Engine
 from rlhf_bench.harness.errors import Fault, RlhfBenchError, UserError
 from rlhf_bench.harness.judges import Judge
 from rlhf_bench.harness.progress import Advance, Track, silent
+from rlhf_bench.harness.sandbox import level
 from rlhf_bench.harness.stats import estimate
 from rlhf_bench.harness.store import Run, Store
 from rlhf_bench.harness.types import (
@@ -331,6 +332,7 @@ def _manifest(
         "checkpoint": engine.checkpoint,
         "protocol": plain(protocol),
         "protocol_digest": digest(protocol),
+        "sandbox": level().name if any("runs" in s.tags for loaded in samples.values() for s in loaded) else None,
         "judge": judge.name if judge else None,
         "judge_identity": judge.identity if judge else None,
         "benchmarks": {

@@ -28,7 +28,10 @@ class Message:
 
 Conversation: TypeAlias = tuple[Message, ...]
 Prompt: TypeAlias = str | Conversation
-"""Text that is continued as it stands, or a conversation that the engine renders with its own chat template."""
+"""Text that is continued as it stands, or a conversation that the engine renders with its own chat template.
+
+A conversation that ends with the assistant's turn is an answer begun, and is continued.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,8 @@ class Request:
 class Sample:
     """One item of a benchmark: what is asked, what would be right, and how it is grouped.
 
-    `row` is the benchmark's own row in its official format. `tags` may hold "stratum" (fixed groups, reported apart)
-    and "cluster" (items that are not independent of each other).
+    `row` is the benchmark's own row in its official format. `tags` may hold "stratum" (fixed groups, reported apart),
+    "cluster" (items that are not independent of each other) and "runs": "code" (grading runs the answer).
     """
 
     id: str

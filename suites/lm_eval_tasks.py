@@ -142,6 +142,7 @@ def load_samples(task: Any, name: str, protocol: EvalProtocol, stratum: str = ""
         raise UserError(f"{name} has {examples} examples in its task {task.config.task}: {shots} shots are too many")
     task.set_fewshot_seed(protocol.seed)
     tags = {"task": task.config.task} | ({"stratum": stratum} if stratum else {})
+    tags |= {"runs": "code"} if task.config.unsafe_code else {}
     for number, document in enumerate(task.eval_docs):
         context = task.fewshot_context(
             doc=document,
@@ -215,11 +216,11 @@ def _requests(identity: str, task: Any, instances: Any, seed: int) -> Iterator[R
     if task.OUTPUT_TYPE == "generate_until":
         context, settings = instances.arguments
         for index in range(task.config.repeats):
-            yield Request(identity, _prompt(task, context), sampling(settings, seed + index), index=index)
+            yield Request(identity, _prompt(context), sampling(settings, seed + index), index=index)
     elif task.OUTPUT_TYPE in {"multiple_choice", "loglikelihood"}:
         for index, instance in enumerate(instances if isinstance(instances, list) else [instances]):
             context, continuation = instance.arguments
-            yield Request(identity, _prompt(task, context), continuation=continuation, index=index)
+            yield Request(identity, _prompt(context), continuation=continuation, index=index)
     else:
         raise UserError(
             f"the lm-eval task {task.config.task} asks for {task.OUTPUT_TYPE}, which no engine here answers"
@@ -240,11 +241,9 @@ def sampling(settings: Mapping[str, Any], seed: int) -> Sampling:
     )
 
 
-def _prompt(task: Any, context: str | list[dict[str, str]]) -> Prompt:
+def _prompt(context: str | list[dict[str, str]]) -> Prompt:
     if isinstance(context, str):
         return context
-    if context[-1]["role"] == "assistant":
-        raise UserError(f"the lm-eval task {task.config.task} begins the answer itself: ask it without a chat template")
     return tuple(Message(turn["role"], turn["content"]) for turn in context)  # type: ignore[arg-type]
 
 

@@ -31,6 +31,7 @@ def load(protocol: EvalProtocol) -> Sequence[Sample]:
             id=f"demo-code/{number}",
             requests=(Request(f"demo-code/{number}", row["prompt"], SAMPLING),),
             reference=row["canonical_solution"],
+            tags={"runs": "code"},
             row=row,
         )
         for number, row in enumerate(rows("code"))

@@ -314,6 +314,14 @@ def test_a_conversation_is_scored_after_its_rendered_prompt(tiny_checkpoint: Pat
     assert first.tokens == second.tokens == 2  # the line break before it is scored with it
 
 
+def test_a_begun_answer_is_continued(tiny_checkpoint: Path) -> None:
+    begun = (Message("user", "2 + 2?"), Message("assistant", "Sure, the"))
+    text = "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\nSure, the"
+    sampling = Sampling(max_tokens=6)
+    first, second = ask(engine(tiny_checkpoint), [Request("a", begun, sampling), Request("b", text, sampling)])
+    assert first.text == second.text != ""
+
+
 def test_out_of_memory_halves_the_batch_and_changes_no_answer(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -228,6 +228,17 @@ def test_the_report_is_stored_as_it_was_returned_and_names_what_made_it(store: S
     assert manifest["packages"]["numpy"]
 
 
+def test_where_grading_runs_code_the_report_names_the_sandbox(store: Store) -> None:
+    from rlhf_bench.harness.sandbox import level
+
+    def load(protocol: EvalProtocol) -> list[Sample]:
+        return [replace(sample, tags={"runs": "code"}) for sample in load_sums(protocol)]
+
+    running = replace(SUMS, load=load)
+    assert run(store, Calculator(), suite=Suite("runs", (running,))).manifest["sandbox"] == level().name
+    assert run(store, Calculator(), suite=Suite("sums", (SUMS,))).manifest["sandbox"] is None
+
+
 def test_the_limit_takes_the_first_samples_in_the_official_order(store: Store) -> None:
     report = run(store, Calculator(), limit=3)
     assert [r.sample.id for r in store.records(report.run_id, "sums")] == ["sums/0", "sums/1", "sums/2"]

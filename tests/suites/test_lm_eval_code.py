@@ -239,3 +239,13 @@ def test_a_test_takes_from_the_answer_only_what_it_asks_for(
     test: str, document: Mapping[str, Any], names: tuple[str, str]
 ) -> None:
     assert lm_eval_code._names(test, document) == names
+
+
+def test_with_a_chat_template_the_answer_begins_as_the_task_begins_it() -> None:
+    """humaneval_instruct ends its prompt in the assistant's own words, which the engine continues."""
+    asked = EvalProtocol("chat", chat_template=True, variants={"humaneval": "humaneval_instruct"})
+    sample = benchmark("humaneval").load(asked)[0]
+    question, begun = sample.prompt
+    assert (question.role, begun.role) == ("user", "assistant")  # type: ignore[union-attr]
+    assert begun.content.startswith("Here is the completed function:\n```python\nfrom typing")  # type: ignore[union-attr]
+    assert sample.tags["runs"] == "code"
