@@ -108,7 +108,7 @@ def gate(policy: Policy, candidate: RunData, champion: RunData, anchor: RunData 
 def require_comparable(one: RunData, other: RunData, benchmarks: Iterable[str] = ()) -> None:
     """Raise UserError, naming the field, where protocol, judge, dtype or the version of a benchmark differ."""
     fields: list[tuple[str, Any, Any]] = [("judge", one.manifest["judge_identity"], other.manifest["judge_identity"])]
-    for part, names in (("engine", ("dtype",)), ("protocol", ("shots", "chat_template", "system_prompt", "seed"))):
+    for part, names in (("engine", ("dtype",)), ("protocol", ("chat_template", "system_prompt", "seed", "shots"))):
         ours, theirs = (run.manifest.get(part) or {} for run in (one, other))
         fields += [(f"{part}'s {name}", ours.get(name), theirs.get(name)) for name in names]
     fields.append(("protocol", one.manifest["protocol_digest"], other.manifest["protocol_digest"]))

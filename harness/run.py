@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from textwrap import shorten
@@ -21,6 +22,7 @@ from rlhf_bench.harness.engines.stored import stored_or_asked
 from rlhf_bench.harness.errors import Fault, RlhfBenchError, UserError
 from rlhf_bench.harness.judges import Judge
 from rlhf_bench.harness.progress import Advance, Track, silent
+from rlhf_bench.harness.sandbox import level
 from rlhf_bench.harness.stats import estimate
 from rlhf_bench.harness.store import Run, Store
 from rlhf_bench.harness.types import (
@@ -43,6 +45,8 @@ WARN_UNGRADED = 0.02
 MAX_UNGRADED = 0.5
 """Above this share there is no estimate."""
 LEVEL = 0.95
+MIN_CLUSTERS = 20
+"""With fewer clusters a cluster standard error is too small (Cameron & Miller 2015): none is given for strata."""
 KEYED_BY = ("benchmarks", "engine_identity", "protocol", "judge_identity", "limit")
 """The entries of a manifest that name the run: where they agree it is the same one."""
 PACKAGES = ("torch", "transformers", "lm_eval", "trl", "numpy")
@@ -62,8 +66,9 @@ def evaluate(
 ) -> Report:
     """Evaluate `engine` on the first `limit` samples of each benchmark; the report is stored, and so is every record.
 
-    The same samples, engine, protocol, judge and limit are the same run: called again, it takes what is stored and
-    does only what is missing. `settings` is kept for whoever starts the run again, `manifest_extra` joins the manifest.
+    Where a benchmark has strata, `limit` takes of each in turn. The same samples, engine, protocol, judge and limit are
+    the same run: called again, it takes what is stored and does only what is missing. `settings` is kept for whoever
+    starts the run again, `manifest_extra` joins the manifest.
     Raises UserError where a benchmark needs a judge and there is none. Raises Fault where an engine or a grader breaks
     its contract or a grader raises; everything that was finished before is stored.
     """
@@ -105,14 +110,37 @@ def evaluate(
 
 
 def estimates_of(benchmark: Benchmark, records: Sequence[Record]) -> list[Estimate]:
-    """The estimate of the benchmark's metric over its records, then one for each other metric in its scores."""
+    """The estimate of the benchmark's metric over its records, then one for each other metric in its scores.
+
+    The metric is the mean over samples. Where these are of several strata, "metric,macro" is the mean of the strata's
+    means, and with `MIN_CLUSTERS` strata or more "metric,clustered" the mean over samples with the interval of a sample
+    of strata: what new strata would score (scoring by Miller 2024, arXiv 2411.00640).
+    """
     values = [record.score.value for record in records]
     found = [_estimate(benchmark.name, benchmark.metric, benchmark.kind, records, values)]
+    strata = len({record.sample.tags.get("stratum", "") for record in records})
+    if strata > 1:
+        found.append(_macro(benchmark, records))
+    if strata >= MIN_CLUSTERS:
+        within = [_clustered(record) for record in records]
+        found.append(_estimate(benchmark.name, f"{benchmark.metric},clustered", benchmark.kind, within, values))
     for name in sorted({name for record in records for name in record.score.also}):
         values = [record.score.also.get(name) for record in records]
         kind: Kind = "binary" if {value for value in values if value is not None} <= {0.0, 1.0} else "continuous"
         found.append(_estimate(benchmark.name, name, kind, records, values))
     return found
+
+
+def strata_of(benchmark: Benchmark, records: Sequence[Record]) -> list[tuple[str, Estimate]]:
+    """The estimate of the benchmark's metric for each stratum, in the order of their first samples; none has none."""
+    parts: dict[str, list[Record]] = {}
+    for record in records:
+        if "stratum" in record.sample.tags:
+            parts.setdefault(record.sample.tags["stratum"], []).append(record)
+    return [
+        (stratum, _estimate(benchmark.name, benchmark.metric, benchmark.kind, part, [r.score.value for r in part]))
+        for stratum, part in parts.items()
+    ]
 
 
 def _check(suite: Suite, judge: Judge | None, limit: int | None) -> None:
@@ -126,7 +154,7 @@ def _check(suite: Suite, judge: Judge | None, limit: int | None) -> None:
 def _load(benchmark: Benchmark, protocol: EvalProtocol, limit: int | None) -> list[Sample]:
     """The first `limit` samples. A sample that stands there twice is one; two of the same id are a Fault."""
     found: dict[str, Sample] = {}
-    for sample in benchmark.load(protocol)[:limit]:
+    for sample in _first(benchmark.load(protocol), limit):
         if found.setdefault(sample.id, sample) != sample:
             raise Fault(f"benchmark '{benchmark.name}' has two different samples with the id '{sample.id}'")
         places = {(request.sample_id, request.index) for request in sample.requests}
@@ -135,6 +163,17 @@ def _load(benchmark: Benchmark, protocol: EvalProtocol, limit: int | None) -> li
                 f"benchmark '{benchmark.name}': sample '{sample.id}' needs requests of its own id, each its index"
             )
     return list(found.values())
+
+
+def _first(samples: Sequence[Sample], limit: int | None) -> Sequence[Sample]:
+    """The first `limit` samples in their order; where there are strata, the first of each, then the second of each."""
+    seen: Counter[str] = Counter()
+    places = []
+    for number, sample in enumerate(samples):
+        stratum = sample.tags.get("stratum", "")
+        places.append((seen[stratum], number))
+        seen[stratum] += 1
+    return [samples[number] for number in sorted(number for _, number in sorted(places)[:limit])]
 
 
 def _answered(
@@ -241,16 +280,48 @@ def _estimate(
     graded = [(value, record.sample) for value, record in zip(values, records, strict=True) if value is not None]
     missing = [record.score.why or "no value" for value, record in zip(values, records, strict=True) if value is None]
     why = "" if records else "no samples"
+    cut = sum(any(each.finish_reason == "length" for each in record.completions) for record in records)
     if len(missing) > WARN_UNGRADED * len(records):
         reasons = "; ".join(f"{count} × {shorten(reason, 100)}" for reason, count in Counter(missing).most_common(3))
         why = f"{len(missing)} of {len(records)} ungraded ({reasons})"
     if not graded or len(missing) > MAX_UNGRADED * len(records):
-        return Estimate(benchmark, metric, None, None, None, None, len(graded), len(missing), why=why)
-    clusters = None
-    if any("cluster" in sample.tags for _, sample in graded):
-        clusters = [sample.tags.get("cluster", sample.id) for _, sample in graded]
+        return Estimate(benchmark, metric, None, None, None, None, len(graded), len(missing), why=why, cut=cut)
+    clusters = _clusters([sample for _, sample in graded])
     mean, low, high, se, method = estimate([value for value, _ in graded], kind=kind, clusters=clusters, level=LEVEL)
-    return Estimate(benchmark, metric, mean, low, high, se, len(graded), len(missing), LEVEL, method, why)
+    return Estimate(benchmark, metric, mean, low, high, se, len(graded), len(missing), LEVEL, method, why, cut)
+
+
+def _macro(benchmark: Benchmark, records: Sequence[Record]) -> Estimate:
+    """The mean of the strata's means; none where a stratum has none, or the benchmark."""
+    metric = f"{benchmark.metric},macro"
+    values = [record.score.value for record in records]
+    whole = replace(_estimate(benchmark.name, benchmark.metric, benchmark.kind, records, values), metric=metric)
+    without = [name or "(none)" for name, part in strata_of(benchmark, records) if part.mean is None]
+    if without or whole.mean is None:
+        why = whole.why if whole.mean is None else f"too little is graded in {', '.join(without[:3])}"
+        return replace(whole, mean=None, low=None, high=None, se=None, method="", why=why)
+    graded = [record for record in records if record.score.value is not None]
+    found = estimate(
+        [record.score.value for record in graded if record.score.value is not None],
+        kind=benchmark.kind,
+        clusters=_clusters([record.sample for record in graded]),
+        level=LEVEL,
+        strata=[record.sample.tags.get("stratum", "") for record in graded],
+    )
+    return replace(whole, mean=found.mean, low=found.low, high=found.high, se=found.se, method=found.method)
+
+
+def _clustered(record: Record) -> Record:
+    """The record as one of the cluster that its stratum is."""
+    tags = {**record.sample.tags, "cluster": record.sample.tags.get("stratum", "")}
+    return replace(record, sample=replace(record.sample, tags=tags))
+
+
+def _clusters(samples: Sequence[Sample]) -> list[str] | None:
+    """The cluster of each sample (its own where it has no tag), or None where none has one."""
+    if not any("cluster" in sample.tags for sample in samples):
+        return None
+    return [sample.tags.get("cluster", sample.id) for sample in samples]
 
 
 def _manifest(
@@ -272,6 +343,7 @@ def _manifest(
         "checkpoint": engine.checkpoint,
         "protocol": plain(protocol),
         "protocol_digest": digest(protocol),
+        "sandbox": level().name if any("runs" in s.tags for loaded in samples.values() for s in loaded) else None,
         "judge": judge.name if judge else None,
         "judge_identity": judge.identity if judge else None,
         "benchmarks": {

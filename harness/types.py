@@ -34,7 +34,10 @@ class Message:
 
 Conversation: TypeAlias = tuple[Message, ...]
 Prompt: TypeAlias = str | Conversation
-"""Text that is continued as it stands, or a conversation that the engine renders with its own chat template."""
+"""Text that is continued as it stands, or a conversation that the engine renders with its own chat template.
+
+A conversation that ends with the assistant's turn is an answer begun, and is continued.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,8 @@ class Request:
 class Sample:
     """One item of a benchmark: what is asked, what would be right, and how it is grouped.
 
-    `row` is the benchmark's own row in its official format. `tags` may hold "stratum" (fixed groups, reported apart)
-    and "cluster" (items that are not independent of each other).
+    `row` is the benchmark's own row in its official format. `tags` may hold "stratum" (fixed groups, reported apart),
+    "cluster" (items that are not independent of each other) and "runs": "code" (grading runs the answer).
     """
 
     id: str
@@ -144,7 +147,10 @@ class Battle:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A score over a benchmark, with its interval at `level`. No mean where too little is graded; `why` says so."""
+    """A score over a benchmark, with its interval at `level`. No mean where too little is graded; `why` says so.
+
+    `cut` counts the samples with an answer that hit its length limit; they are graded as they are.
+    """
 
     benchmark: str
     metric: str
@@ -157,6 +163,7 @@ class Estimate:
     level: float = 0.95
     method: str = ""
     why: str = ""
+    cut: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,12 +252,14 @@ class EvalProtocol:
     """How a benchmark is asked: the number of shots by benchmark, the template, the system prompt. Named and hashed.
 
     `fixed_shots`: every question stands behind the same examples, else they are drawn for each question by `seed`.
+    `fewshot_as_multiturn`: with a chat template, examples are earlier turns, else they stand in the one user turn.
     `variants` names, by benchmark, which of its task definitions is asked, where it has more than one.
     """
 
     name: str
     shots: Mapping[str, int] = field(default_factory=dict)
     chat_template: bool = False
+    fewshot_as_multiturn: bool = True
     system_prompt: str = ""
     seed: int = 1234
     fixed_shots: bool = False

@@ -6,7 +6,8 @@ Listing them imports none; `benchmark` and `suite` import the modules of those t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -42,6 +43,23 @@ BENCHMARKS: Mapping[str, Entry] = MappingProxyType(
         "arc_challenge": Entry(
             "arc_challenge", "science questions with four choices, by likelihood per character", 1172, "acc_norm"
         ),
+        "mmlu": Entry(
+            "mmlu", "questions of 57 subjects with four choices, by the likelihood of the letter", 14042, "acc"
+        ),
+        "truthfulqa_mc1": Entry(
+            "truthfulqa_mc1", "questions that invite a common error, by the likeliest answer", 817, "acc"
+        ),
+        "truthfulqa_mc2": Entry(
+            "truthfulqa_mc2", "questions that invite a common error, by the likelihood of all true answers", 817, "acc"
+        ),
+        "humaneval": Entry(
+            "humaneval", "Python functions from docstrings, run against their tests", 164, "pass@1,create_test"
+        ),
+        "mbpp": Entry("mbpp", "basic Python tasks, run against three tests each", 500, "pass_at_1"),
+        "humaneval_plus": Entry(
+            "humaneval_plus", "HumanEval against EvalPlus's many more tests", 164, "pass@1,create_test"
+        ),
+        "mbpp_plus": Entry("mbpp_plus", "MBPP's best 378 tasks against EvalPlus's many more tests", 378, "pass_at_1"),
         "alpaca_eval": Entry(
             "alpaca_eval", "open instructions, judged against the answers of gpt4_1106_preview", 805, "win_rate"
         ),
@@ -67,7 +85,12 @@ BENCHMARKS: Mapping[str, Entry] = MappingProxyType(
 SUITES: Mapping[str, Group] = MappingProxyType(
     {
         "academic": Group(
-            "what must not be lost: arithmetic and knowledge, by lm-eval's definitions", ("gsm8k", "arc_challenge")
+            "what must not be lost: arithmetic, knowledge, truthfulness and code, by lm-eval's definitions",
+            ("gsm8k", "mmlu", "humaneval", "truthfulqa_mc1", "truthfulqa_mc2", "arc_challenge", "mbpp"),
+        ),
+        "code": Group(
+            "Python functions, run against tests in a sandbox: HumanEval, MBPP and their EvalPlus extensions",
+            ("humaneval", "mbpp", "humaneval_plus", "mbpp_plus"),
         ),
         "chat": Group("what should improve: open instructions, judged against a baseline", ("alpaca_eval",)),
         "demo": Group(
@@ -85,18 +108,36 @@ def benchmark(name: str) -> Benchmark:
     return found
 
 
-def suite(name: str) -> Suite:
+def suite(name: str, include_path: Sequence[Path] = ()) -> Suite:
     """The suite with this name; a benchmark's name is a suite of one, and names may be joined by commas.
 
-    Raises UnknownName.
+    Beside the names of the tables, any of lm-eval's tasks, groups and tags, and before all those of the task files in
+    the folders of `include_path`. Raises UnknownName, or UserError for a task that cannot be asked or scored here.
     """
     names = [part.strip() for part in name.split(",")]
+    own = _names_in(include_path)
+    found: dict[str, Benchmark] = {}
     for part in names:
-        if part not in SUITES and part not in BENCHMARKS:
-            raise UnknownName("suite", part, [*SUITES, *BENCHMARKS])
-    members = dict.fromkeys(one for part in names for one in (SUITES[part].benchmarks if part in SUITES else (part,)))
-    summary = SUITES[name].summary if name in SUITES else ""
-    return Suite(",".join(names), tuple(benchmark(member) for member in members), summary)
+        for member in SUITES[part].benchmarks if part in SUITES and part not in own else (part,):
+            if member not in found:
+                listed = member in BENCHMARKS and member not in own
+                found[member] = benchmark(member) if listed else _lm_eval(member, include_path)
+    summary = SUITES[name].summary if name in SUITES and name not in own else ""
+    return Suite(",".join(names), tuple(found.values()), summary)
+
+
+def _names_in(include_path: Sequence[Path]) -> Collection[str]:
+    if not include_path:
+        return ()
+    from rlhf_bench.suites.lm_eval_index import merged
+
+    return merged(include_path).names()
+
+
+def _lm_eval(name: str, include_path: Sequence[Path]) -> Benchmark:
+    from rlhf_bench.suites.lm_eval_named import named
+
+    return named(name, include_path, beside=(*SUITES, *BENCHMARKS))
 
 
 def protocol(name: str) -> EvalProtocol:

@@ -13,6 +13,7 @@ import http.client
 import io
 import json
 import os
+import re
 import tempfile
 import time
 import urllib.request
@@ -20,11 +21,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from rlhf_bench.harness.errors import MissingData, UnknownName, UserError
 from rlhf_bench.harness.progress import Advance, Track, silent
+from rlhf_bench.suites.archives import csv_content, csv_rows, is_archive
 from rlhf_bench.suites.pins import PINS, Pin
 
 Row: TypeAlias = Mapping[str, Any]
@@ -34,12 +36,15 @@ STALL_S = 20.0
 DEADLINE_S = 300.0
 """Seconds after which a source is given up, however busy."""
 
+GZIP_BYTES = 1024
+"""By how much a gzipped file may be larger than its content."""
+
 
 def find(name: str) -> Path | None:
     """Where the file lies on this machine, unverified: in the mirror, else in the cache. Raises as `pin`."""
     wanted = pin(name)
     for root in _roots():
-        for path in (root / wanted.mirror, root / wanted.mirror.removesuffix(".gz")):
+        for path in (root / wanted.mirror, root / _unpacked(wanted)):
             if path.is_file():
                 return path
     return None
@@ -117,7 +122,12 @@ def _cache() -> Path:
 
 
 def _cached(wanted: Pin) -> Path:
-    return _cache() / wanted.mirror.removesuffix(".gz")
+    return _cache() / _unpacked(wanted)
+
+
+def _unpacked(wanted: Pin) -> str:
+    """The mirror's path of the file without what it may be packed in."""
+    return re.sub(r"\.(gz|tar\.xz)$", "", wanted.mirror)
 
 
 @lru_cache(maxsize=128)
@@ -130,11 +140,16 @@ def _load(path: Path, mtime_ns: int, wanted: Pin) -> tuple[Row, ...]:
             f"{path} is not the pinned file: its content has sha256 {found}, expected {wanted.sha256} "
             f"({wanted.source}); replace or delete it"
         )
-    text = content.decode()
-    parsed = _PARSERS[Path(wanted.mirror.removesuffix(".gz")).suffix](text)
+    parsed = _parsed(content, wanted)
     if len(parsed) != wanted.rows:
         raise UserError(f"{path} has {len(parsed)} rows, expected {wanted.rows} ({wanted.source})")
     return tuple(parsed)
+
+
+def _parsed(content: bytes, wanted: Pin) -> list[Row]:
+    if wanted.mirror.endswith(".tar.xz"):
+        return list(csv_rows(content))
+    return list(_PARSERS[Path(_unpacked(wanted)).suffix](content.decode()))
 
 
 def _lines(text: str) -> list[Row]:
@@ -149,14 +164,24 @@ _PARSERS: Mapping[str, Callable[[str], Sequence[Row]]] = {".json": json.loads, "
 
 
 def _content(path: Path, limit_bytes: int) -> bytes:
-    """The decompressed content, cut one byte past `limit_bytes`. Raises UserError if it cannot be read."""
+    """The unpacked content, cut one byte past `limit_bytes`. Raises UserError if it cannot be read."""
     try:
-        with path.open("rb") as plain:
-            zipped = plain.read(2) == b"\x1f\x8b"
-            plain.seek(0)
-            return (gzip.GzipFile(fileobj=plain) if zipped else plain).read(limit_bytes + 1)
-    except (OSError, EOFError, zlib.error) as error:
+        with path.open("rb") as file:
+            return _read(file, limit_bytes)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): replace or delete it") from error
+
+
+def _read(file: IO[bytes], limit_bytes: int) -> bytes:
+    """What a plain file, a gzipped one or an archive of CSV files holds, cut one byte past `limit_bytes`.
+
+    Raises OSError, EOFError, zlib.error or ValueError if it is broken.
+    """
+    head = file.read(4)
+    file.seek(0)
+    if is_archive(head):
+        return csv_content(file.read(limit_bytes + 1), limit_bytes)
+    return (gzip.GzipFile(fileobj=file) if head.startswith(b"\x1f\x8b") else file).read(limit_bytes + 1)
 
 
 def _missing(name: str, failures: Sequence[str]) -> MissingData:
@@ -174,8 +199,8 @@ def _download(wanted: Pin, advance: Advance) -> tuple[bytes | None, list[str]]:
     for url in _urls(wanted):
         host = urlsplit(url).hostname or "?"
         try:
-            content = _get(url, wanted.bytes)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            content = _read(io.BytesIO(_get(url, wanted.bytes + GZIP_BYTES)), wanted.bytes)
+        except (OSError, EOFError, zlib.error, http.client.HTTPException, ValueError) as error:
             failures.append(f"{host}: {getattr(error, 'reason', type(error).__name__)}")
             continue
         if hashlib.sha256(content).hexdigest() == wanted.sha256:

@@ -12,9 +12,10 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, SupportsFloat, TypeAlias
 
 from rlhf_bench.harness.errors import UnknownName, UserError
 from rlhf_bench.harness.types import (
@@ -30,12 +31,25 @@ from rlhf_bench.harness.types import (
     Sampling,
     Score,
 )
+from rlhf_bench.suites import lm_eval_code
 from rlhf_bench.suites.data import Row, rows
+
+Splits: TypeAlias = Mapping[str, Callable[[], Sequence[Row]]]
+"""How each split's rows are read."""
 
 LM_EVAL = "0.4.13"
 MAX_TOKENS = 256
 """Where a task sets no limit on an answer; lm-eval's own default."""
+_LOADED: dict[tuple[str, str], Any] = {}
 _MAX_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
+class Part(NamedTuple):
+    """One lm-eval task of a benchmark: its name, how it is built (given `fixed_shots`), and the stratum that it is."""
+
+    task: str
+    build: Callable[[bool], Any]
+    stratum: str = ""
 
 
 def lm_eval_benchmark(
@@ -47,68 +61,105 @@ def lm_eval_benchmark(
     summary: str,
     tasks: Mapping[str, str],
     splits: Sequence[str],
-    row: Callable[[Row], Row] = dict,
+    data: str = "",
+    row: Callable[[Row], Row | None] = dict,
 ) -> Benchmark:
-    """A benchmark that lm-eval defines.
+    """A benchmark that lm-eval defines by one task.
 
     `tasks` gives, by lm-eval task name, its YAML file below lm_eval/tasks; the first is asked unless the protocol names
-    another. `splits` are the splits that these tasks read; split s is the pinned file "name/s", and `row` brings a row
-    of it into the form that the task reads. `metric` is a key of lm-eval's results: "acc_norm", or
-    "exact_match,flexible-extract" where there is a named filter.
+    another. `splits` are the splits that these tasks read; split s is the pinned file "data/s" (`data` is the name
+    where it is not given), and `row` brings a row of it into the form that the task reads, or leaves it out (None).
+    `metric` is a key of lm-eval's results: "acc_norm", or "exact_match,flexible-extract" where there is a named filter.
     """
+    needs = {split: f"{data or name}/{split}" for split in splits}
+    read = {split: functools.partial(_split, pin, row) for split, pin in needs.items()}
+    parts = [Part(task, functools.partial(task_of, yaml, read=read)) for task, yaml in tasks.items()]
 
-    @functools.cache
-    def task(variant: str, fixed_shots: bool = False) -> Any:
+    def asked(protocol: EvalProtocol) -> Sequence[Part]:
+        variant = protocol.variants.get(name, parts[0].task)
         if variant not in tasks:
             raise UnknownName(f"variant of {name}", variant, tasks)
-        read = {split: functools.partial(_split, f"{name}/{split}", row) for split in splits}
-        return _task(tasks[variant], fixed_shots, read)
+        return [part for part in parts if part.task == variant]
+
+    found = benchmark_of(name, parts, metric=metric, kind=kind, size=size, summary=summary, asked=asked)
+    return replace(found, needs=tuple(needs.values()))
+
+
+def benchmark_of(
+    name: str,
+    parts: Sequence[Part],
+    *,
+    metric: str,
+    kind: Kind,
+    size: int,
+    summary: str,
+    version: str = f"lm-eval-{LM_EVAL}",
+    asked: Callable[[EvalProtocol], Sequence[Part]] | None = None,
+) -> Benchmark:
+    """A benchmark whose samples are those of these tasks, one after the other, or only of those that `asked` picks.
+
+    `size` 0 is not known before it is loaded; any other that is not the number of its samples is a UserError then.
+    """
+    by_name = {part.task: part for part in parts}
+
+    @functools.cache
+    def task(of: str, fixed_shots: bool = False) -> Any:
+        return by_name[of].build(fixed_shots)
 
     def load(protocol: EvalProtocol) -> Sequence[Sample]:
-        variant = protocol.variants.get(name, next(iter(tasks)))
-        return list(load_samples(task(variant, protocol.fixed_shots), name, protocol))
+        samples: list[Sample] = []
+        for part in asked(protocol) if asked else parts:
+            _LOADED[name, part.task] = loaded = task(part.task, protocol.fixed_shots)
+            samples += load_samples(loaded, name, protocol, part.stratum)
+        if size not in (0, len(samples)):
+            raise UserError(f"{name} has {len(samples)} samples, expected {size}: its data are not the official ones")
+        return samples
 
     def grade(answered: Sequence[Graded], judge: Any) -> Iterator[Score]:
-        for sample, completions in answered:
-            yield grade_sample(task(sample.tags["task"]), metric, sample, completions)
+        def one(graded: Graded) -> Score:
+            return grade_sample(task(graded[0].tags["task"]), metric, *graded)
 
-    return Benchmark(
-        name=name,
-        version=f"lm-eval-{LM_EVAL}",
-        metric=metric,
-        kind=kind,
-        size=size,
-        summary=summary,
-        load=load,
-        grade=grade,
-        needs=tuple(f"{name}/{split}" for split in splits),
-    )
+        runs_code = any(task(of).config.unsafe_code for of in {sample.tags["task"] for sample, _ in answered})
+        yield from lm_eval_code.grade_programs(answered, one) if runs_code else map(one, answered)
+
+    return Benchmark(name, version, metric, kind, size, summary, load, grade)
 
 
-def load_samples(task: Any, name: str, protocol: EvalProtocol) -> Iterator[Sample]:
+def loaded_task(benchmark: str, task: str) -> Any:
+    """lm-eval's task of this name (a sample's tag "task") as this process last loaded it for the benchmark."""
+    return _LOADED[benchmark, task]
+
+
+def load_samples(task: Any, name: str, protocol: EvalProtocol, stratum: str = "") -> Iterator[Sample]:
     """One sample for each document of a lm-eval task, in order, with the requests that lm-eval would make.
 
-    The number of shots is the protocol's for `name`, else the task's own.
+    The number of shots is the protocol's for `name`, else the task's own. Raises UserError where the task has no such
+    number of examples.
     """
     shots = protocol.shots.get(name, task.config.num_fewshot or 0)
+    examples = len(task.sampler.df) if hasattr(task, "sampler") else 0
+    if shots > examples:
+        raise UserError(f"{name} has {examples} examples in its task {task.config.task}: {shots} shots are too many")
     task.set_fewshot_seed(protocol.seed)
+    tags = {"task": task.config.task} | ({"stratum": stratum} if stratum else {})
+    tags |= {"runs": "code"} if task.config.unsafe_code else {}
     for number, document in enumerate(task.eval_docs):
         context = task.fewshot_context(
             doc=document,
             num_fewshot=shots,
             system_instruction=protocol.system_prompt or None,
             apply_chat_template=protocol.chat_template,
-            fewshot_as_multiturn=protocol.chat_template,
+            fewshot_as_multiturn=protocol.chat_template and protocol.fewshot_as_multiturn,
             chat_template=_turns if protocol.chat_template else None,
             gen_prefix=task.doc_to_prefix(document),
         )
         instances = task.construct_requests(doc=document, ctx=context, apply_chat_template=protocol.chat_template)
-        identity = f"{name}/{number}"
+        identity = "/".join(filter(None, (name, stratum, str(number))))
         yield Sample(
             id=identity,
             requests=tuple(_requests(identity, task, instances, protocol.seed)),
             reference=_reference(task, document),
-            tags={"task": task.config.task},
+            tags=tags,
             row=document,
         )
 
@@ -134,8 +185,9 @@ def grade_sample(task: Any, metric: str, sample: Sample, completions: Sequence[C
 
 
 def _metrics(task: Any, document: dict[str, Any], answers: Sequence[Completion]) -> dict[str, float]:
-    """Every metric that is a number, as "metric" or "metric,filter"."""
+    """Every metric that is a number and whose mean over documents is reported, as "metric" or "metric,filter"."""
     from lm_eval.api.instance import Instance
+    from lm_eval.api.metrics import mean
 
     if task.OUTPUT_TYPE == "generate_until":
         responses: list[list[Any]] = [[answer.text for answer in answers]]
@@ -146,11 +198,16 @@ def _metrics(task: Any, document: dict[str, Any], answers: Sequence[Completion])
         for index, response in enumerate(responses)
     ]
     found: dict[str, float] = {}
+    aggregations = task.aggregation()
     for ensemble in task._filters:
         ensemble.apply(instances)
         graded = task.process_results(document, [instance.filtered_resps[ensemble.name] for instance in instances])
         suffix = "" if ensemble.name == "none" else f",{ensemble.name}"
-        found |= {f"{key}{suffix}": float(value) for key, value in graded.items() if not isinstance(value, Sequence)}
+        found |= {
+            f"{key}{suffix}": float(value)
+            for key, value in graded.items()
+            if isinstance(value, SupportsFloat) and aggregations.get(key, mean) is mean
+        }
     return found
 
 
@@ -159,18 +216,18 @@ def _requests(identity: str, task: Any, instances: Any, seed: int) -> Iterator[R
     if task.OUTPUT_TYPE == "generate_until":
         context, settings = instances.arguments
         for index in range(task.config.repeats):
-            yield Request(identity, _prompt(task, context), _sampling(settings, seed + index), index=index)
+            yield Request(identity, _prompt(context), sampling(settings, seed + index), index=index)
     elif task.OUTPUT_TYPE in {"multiple_choice", "loglikelihood"}:
         for index, instance in enumerate(instances if isinstance(instances, list) else [instances]):
             context, continuation = instance.arguments
-            yield Request(identity, _prompt(task, context), continuation=continuation, index=index)
+            yield Request(identity, _prompt(context), continuation=continuation, index=index)
     else:
         raise UserError(
             f"the lm-eval task {task.config.task} asks for {task.OUTPUT_TYPE}, which no engine here answers"
         )
 
 
-def _sampling(settings: Mapping[str, Any], seed: int) -> Sampling:
+def sampling(settings: Mapping[str, Any], seed: int) -> Sampling:
     """lm-eval's generation settings. Without `do_sample` the temperature counts for nothing."""
     until = settings.get("until") or []
     limits = [settings[key] for key in _MAX_TOKENS_KEYS if settings.get(key) is not None]
@@ -184,11 +241,9 @@ def _sampling(settings: Mapping[str, Any], seed: int) -> Sampling:
     )
 
 
-def _prompt(task: Any, context: str | list[dict[str, str]]) -> Prompt:
+def _prompt(context: str | list[dict[str, str]]) -> Prompt:
     if isinstance(context, str):
         return context
-    if context[-1]["role"] == "assistant":
-        raise UserError(f"the lm-eval task {task.config.task} begins the answer itself: ask it without a chat template")
     return tuple(Message(turn["role"], turn["content"]) for turn in context)  # type: ignore[arg-type]
 
 
@@ -204,26 +259,38 @@ def _reference(task: Any, document: dict[str, Any]) -> str:
     return str(task.doc_to_choice(document)[target] if isinstance(target, int) else target)
 
 
-def _split(pin: str, row: Callable[[Row], Row]) -> list[Row]:
-    return [row(one) for one in rows(pin)]
+def _split(pin: str, row: Callable[[Row], Row | None]) -> list[Row]:
+    return [made for one in rows(pin) if (made := row(one)) is not None]
 
 
-def _task(yaml: str, fixed_shots: bool, read: Mapping[str, Callable[[], list[Row]]]) -> Any:
-    """lm-eval's task over our rows: in memory, with no call to the hub and no cache of `datasets` on disk."""
-    _lm_eval()
+def task_of(yaml: str, fixed_shots: bool, read: Splits) -> Any:
+    """The task of a YAML file below lm_eval/tasks, over our rows."""
+    require_lm_eval()
     import lm_eval.tasks
-    from datasets import Dataset, DatasetDict
-    from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    config = load_yaml(Path(lm_eval.tasks.__file__).parent / yaml)
+    file = Path(lm_eval.tasks.__file__).parent / yaml
+    return build_task(lambda resolved: load_yaml(file, resolve_func=resolved), fixed_shots, read)
+
+
+def build_task(config_of: Callable[[bool], dict[str, Any]], fixed_shots: bool, read: Splits | None) -> Any:
+    """lm-eval's task over our rows: in memory, with no call to the hub and no cache of `datasets` on disk.
+
+    `config_of` gives the task's settings, with its functions imported or (False) by name. Without `read` the rows come
+    from where the settings say.
+    """
+    from lm_eval.api.task import ConfigurableTask
+
+    runs_code = config_of(False).get("unsafe_code", False)
+    with lm_eval_code.code_eval_in_sandbox() if runs_code else nullcontext():
+        config = config_of(True)
+    if runs_code:
+        lm_eval_code.refuse_other_means(config)
     config.pop("tag", None)
-    named = {config.get(f"{use}_split") for use in ("training", "validation", "test", "fewshot")}
-    if fixed_shots:
-        config["fewshot_config"] = {**config.get("fewshot_config", {}), "sampler": "first_n"}
-    config["custom_dataset"] = lambda **_: DatasetDict(
-        {split: Dataset.from_list(get()) for split, get in read.items() if split in named}
-    )
+    if fixed_shots and _has_own_examples(config):
+        config["fewshot_config"] = {**(config.get("fewshot_config") or {}), "sampler": "first_n"}
+    if read is not None:
+        config["custom_dataset"] = functools.partial(_in_memory, config, read)
     with _quiet("lm_eval.api.task", "lm_eval.config.task"):
         task = ConfigurableTask(config=config)
     shots = task.fewshot_cfg
@@ -231,6 +298,23 @@ def _task(yaml: str, fixed_shots: bool, read: Mapping[str, Callable[[], list[Row
         if (template := getattr(shots, part)) is not None:
             setattr(shots, part, _once(getattr(task, part), template))
     return task
+
+
+def _in_memory(config: Mapping[str, Any], read: Splits, **_: Any) -> Any:
+    """Of the splits in `read`, those that the task reads."""
+    from datasets import Dataset, DatasetDict
+
+    named = {config.get(f"{use}_split") for use in ("training", "validation", "test", "fewshot")}
+    return DatasetDict({split: Dataset.from_list(list(get())) for split, get in read.items() if split in named})
+
+
+def _has_own_examples(config: Mapping[str, Any]) -> bool:
+    """Whether a task's examples are not among its questions: the first of those would give its own answer away."""
+    given = config.get("fewshot_config") or {}
+    split = given.get("split") or config.get("fewshot_split")
+    if split is not None:
+        return split not in (config.get("test_split") or config.get("validation_split"),)
+    return given.get("samples") is not None or config.get("training_split") is not None
 
 
 def _once(render: Callable[[Any, Any], Any], template: Any) -> Callable[[Any], Any]:
@@ -242,11 +326,12 @@ def _once(render: Callable[[Any, Any], Any], template: Any) -> Callable[[Any], A
             done[id(example)] = render(example, template)
         return done[id(example)]
 
+    vars(rendered)["template"] = template
     return rendered
 
 
 @functools.cache
-def _lm_eval() -> None:
+def require_lm_eval() -> None:
     """Imports the one version that scores hang on, and lets it compile each template once, not once a document.
 
     Raises UserError if another version is installed.

@@ -12,7 +12,8 @@ class Pin:
     """One third-party file.
 
     `mirror` is its path below RLHF_BENCH_DATA; a copy there may be gzipped. `sha256`, `bytes` and `rows` are of the
-    decompressed content, so every copy answers to one digest. `repo`, `commit` and `path` name the origin on GitHub;
+    unpacked content, so every copy answers to one digest: of an archive of CSV files it is `archives.csv_content`, so
+    that a zip and a .tar.xz of the same files are the same. `repo`, `commit` and `path` name the origin on GitHub;
     `hub` is the same file as "organisation/dataset@revision:path" on the Hugging Face hub, where that copy is known.
     """
 
@@ -39,6 +40,14 @@ class Pin:
 _GSM8K = "openai/grade-school-math", "3101c7d5072418e28b9008a6636bde82a006892c"
 _ARC = "AGI-Edgerunners/LLM-Adapters", "816657208af4db747803f87ba40a4c71383fed7a"
 _ALPACA_EVAL = "tatsu-lab/alpaca_eval", "cd543a149df89434d8a54582c0151c0b945c3d20"
+
+_MMLU = "hiyouga/LLaMA-Factory", "465ee8119aa489a41bee0b01b3c105a2f3dd137f"
+_TRUTHFULQA = "ictnlp/TruthX", "a41093a6ae3bcbcb523759da782de0f329d03d91"
+_HUMANEVAL = "openai/human-eval", "6d43fb980f9fee3c892a914eda09951f772ad10d"
+_HUMANEVAL_PLUS = "evalplus/humanevalplus_release", "200defce9e3429d28ca215b6dd061c0f7f31c18b"
+_MBPP = "deepseek-ai/DeepSeek-Coder", "2f9fd85927c669dae3c0fbb2d607274023af243e"
+_MBPP_PLUS = "evalplus/mbppplus_release", "dadf43da556a00f7bacd71cb154f2932757d9144"
+_MBPP_SANITIZED = "mrigankpawagi/PropertyEval", "679140cc9111dd2ec3f4afeb3c0663f1ab24112c"
 
 PINS: Mapping[str, Pin] = MappingProxyType(
     {
@@ -77,6 +86,69 @@ PINS: Mapping[str, Pin] = MappingProxyType(
             bytes=585556,
             rows=1119,
             licence="CC-BY-SA-4.0",
+        ),
+        "mmlu/questions": Pin(
+            "mmlu/mmlu.tar.xz",
+            *_MMLU,
+            path="evaluation/mmlu/mmlu.zip",
+            sha256="5aacc4d3ffc18f0d301f9ff71ab69a7b4338d835379960e8e180b41d596a4c5a",
+            bytes=7182752,
+            rows=15858,
+            licence="MIT",
+        ),
+        "truthfulqa_mc1/validation": Pin(
+            "truthfulqa/mc_task.json",
+            *_TRUTHFULQA,
+            path="TruthfulQA/data/mc_task.json",
+            sha256="b3799639bc76c939836d587de7d30b48d91012cb34be04806d33106ce06c162a",
+            bytes=755456,
+            rows=817,
+            licence="Apache-2.0",
+        ),
+        "humaneval/test": Pin(
+            "humaneval/HumanEval.jsonl.gz",
+            *_HUMANEVAL,
+            path="data/HumanEval.jsonl.gz",
+            sha256="1d49078ba3e2b196b9344535bef34a43021f038fad9561d6ee7c53450609a6a2",
+            bytes=214438,
+            rows=164,
+            licence="MIT",
+        ),
+        "humaneval_plus/test": Pin(
+            "humaneval/HumanEvalPlus.jsonl.gz",
+            *_HUMANEVAL_PLUS,
+            path="HumanEvalPlus.jsonl.gz",
+            sha256="42526ec0e7d5f3ee0b06d6ced98f8c8bae3d76519151bfb3d36f79010645bd7f",
+            bytes=7714666,
+            rows=164,
+            licence="Apache-2.0",
+        ),
+        "mbpp/test": Pin(
+            "mbpp/mbpp.jsonl",
+            *_MBPP,
+            path="Evaluation/MBPP/data/mbpp.jsonl",
+            sha256="ccf64ceae9c5403bf50a044cb6d505bfd2a2963ee58338ba268fd65beab92a9f",
+            bytes=563743,
+            rows=974,
+            licence="CC-BY-4.0",
+        ),
+        "mbpp_plus/test": Pin(
+            "mbpp/MbppPlus.jsonl.gz",
+            *_MBPP_PLUS,
+            path="MbppPlus.jsonl.gz",
+            sha256="b54e762755248ca411b523c917fa9f93c07b5ff2966bf60b3917b853926a3dad",
+            bytes=2592369,
+            rows=378,
+            licence="Apache-2.0",
+        ),
+        "mbpp_plus/sanitized": Pin(
+            "mbpp/sanitized-mbpp.json",
+            *_MBPP_SANITIZED,
+            path="sanitized-mbpp.json",
+            sha256="ca95deaa9a01ef0a6f439f88bcf0dd3db3563d22f22aad6cae04ebb9a8d8c8e9",
+            bytes=255053,
+            rows=427,
+            licence="CC-BY-4.0",
         ),
         "alpaca_eval/baseline": Pin(
             "alpaca_eval/baseline_gpt4_1106_preview.model_outputs.json.gz",

@@ -1,36 +1,87 @@
 """The named ways to ask. Two results compare only if they were asked in the same way.
 
-`paper` is Table 6 of arXiv 2405.07863: GSM8K 8 shots, ARC-Challenge 25 shots, AlpacaEval none. That table says "acc"
-and no more. What it leaves open, and what is done here:
+`paper` is Table 6 of arXiv 2405.07863: GSM8K 8 shots, MMLU 5, ARC-Challenge 25, TruthfulQA, HumanEval and MBPP none,
+AlpacaEval none. Of the metric that table says "acc" and no more. What it leaves open, and what is done here:
 
 - GSM8K with chain of thought, by lm-eval's gsm8k_cot, which has the eight worked examples of Wei et al. (2022): the
   paper's figure for LLaMA-3-8B-Instruct, 79.6, is the one its makers published for 8 shots with chain of thought.
   Right is what ends in the right number (flexible-extract): the guard asks whether arithmetic was lost, not whether
   the phrase "The answer is" was; strict-match is reported beside it.
 - ARC-Challenge by acc_norm (log-likelihood over the characters of the choice), as on the Open LLM Leaderboard, from
-  which 25 shots come; acc is reported beside it. Its 25 examples are the first 25 training rows for every question,
-  so all questions share one prefix, which is computed once; lm-eval draws others for each question.
+  which 25 shots come; acc is reported beside it.
+- MMLU by the likelihood of the letter, without chain of thought: acc, the metric that lm-eval's group has. The score is
+  the mean over questions; the mean over the 57 subjects stands beside it.
+- TruthfulQA by both MC1 and MC2, of which the paper does not name one. MC2 is the guard: it is the leaderboard's, and
+  as a share of likelihood it moves with every question, so that 817 of them show a smaller loss.
+- HumanEval and MBPP by one greedy answer (pass@1); the prompt alone, so the answer is a continuation.
+- Examples are the same for every question (the first of the training rows, or those that the task gives), so all
+  questions share one prefix, which is computed once; lm-eval draws others for each question of ARC.
 - No chat template and no system prompt on academic tasks, as lm-eval does unless asked.
 
 `lm-eval` is what that harness does when no flag is given: GSM8K with 5 shots of the training split's own solutions,
-drawn for each question; ARC-Challenge with none; its seed, 1234.
+drawn for each question; MBPP with its 3; MMLU, ARC-Challenge, TruthfulQA and HumanEval with none; its seed, 1234.
+
+A task outside the table has its own number of shots in both. `derive` changes a protocol, under a name that says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
+from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.types import EvalProtocol
+
+_NO_SHOTS = dict.fromkeys(("truthfulqa_mc1", "truthfulqa_mc2", "humaneval", "humaneval_plus"), 0)
 
 PROTOCOLS: Mapping[str, EvalProtocol] = MappingProxyType(
     {
         "paper": EvalProtocol(
             "paper",
-            shots={"gsm8k": 8, "arc_challenge": 25},
+            shots={"gsm8k": 8, "mmlu": 5, "arc_challenge": 25, "mbpp": 0, "mbpp_plus": 0, **_NO_SHOTS},
             variants={"gsm8k": "gsm8k_cot"},
             fixed_shots=True,
         ),
-        "lm-eval": EvalProtocol("lm-eval", shots={"gsm8k": 5, "arc_challenge": 0}, variants={"gsm8k": "gsm8k"}),
+        "lm-eval": EvalProtocol(
+            "lm-eval",
+            shots={"gsm8k": 5, "mmlu": 0, "arc_challenge": 0, "mbpp": 3, "mbpp_plus": 3, **_NO_SHOTS},
+            variants={"gsm8k": "gsm8k"},
+        ),
     }
 )
+
+
+def derive(
+    base: EvalProtocol,
+    *,
+    shots: int | None = None,
+    chat_template: bool | None = None,
+    fewshot_as_multiturn: bool | None = None,
+    system_prompt: str | None = None,
+    benchmarks: Sequence[str] = (),
+) -> EvalProtocol:
+    """`base` with what is given in its place: another name ("paper+chat+shots=0"), so another digest.
+
+    `shots` is for each of `benchmarks`. What is None, or as it was, changes nothing; if nothing changes it is `base`.
+    Raises UserError for a number of shots below 0.
+    """
+    if shots is not None and shots < 0:
+        raise UserError(f"{shots} shots: give 0 or more")
+    changed, said = base, []
+    if chat_template is not None and chat_template != base.chat_template:
+        changed = replace(changed, chat_template=chat_template)
+        said.append("chat" if chat_template else "no-chat")
+    if fewshot_as_multiturn is not None and fewshot_as_multiturn != base.fewshot_as_multiturn:
+        changed = replace(changed, fewshot_as_multiturn=fewshot_as_multiturn)
+        said.append("multiturn" if fewshot_as_multiturn else "one-turn")
+    if shots is not None and any(base.shots.get(name) != shots for name in benchmarks):
+        changed = replace(changed, shots={**base.shots, **dict.fromkeys(benchmarks, shots)})
+        said.append(f"shots={shots}")
+    if system_prompt is not None and system_prompt != base.system_prompt:
+        changed = replace(changed, system_prompt=system_prompt)
+        said.append(
+            f"system={hashlib.sha256(system_prompt.encode()).hexdigest()[:6]}" if system_prompt else "no-system"
+        )
+    return replace(changed, name="+".join([base.name, *said])) if said else base

@@ -100,7 +100,10 @@ class Coder:
         if not self.tokenizer.chat_template:
             raise UserError(f"{self._path} has no chat template. Use a chat model, or a protocol that asks with text.")
         turns = [{"role": message.role, "content": message.content} for message in prompt]
-        rendered: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        begun = prompt[-1].role == "assistant"
+        rendered: str = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=not begun, continue_final_message=begun
+        )
         return rendered
 
     def _encode_uncached(self, text: str, templated: bool) -> list[int]:

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 from rlhf_bench.harness.sandbox import seccomp
-from rlhf_bench.harness.sandbox.bubblewrap import Kind, Outcome, Program, execute
+from rlhf_bench.harness.sandbox.launch import Kind
+from rlhf_bench.harness.sandbox.pool import Outcome, Program, execute
 
 ATTEMPTS = '''
 import os
@@ -54,6 +55,7 @@ def leaks(secret_file, writable_folder, port, filtered):
     attempt("open a connection", connect)
     if filtered:
         attempt("make a socket", make_socket)
+    attempt("signal its parent", lambda: os.kill(os.getppid(), 0))
     attempt("become root", lambda: os.setuid(0))
     attempt("be root", lambda: os.getuid() == 0)
     attempt("start a process", fork)
@@ -63,7 +65,7 @@ def leaks(secret_file, writable_folder, port, filtered):
 TEST = "found = leaks({secret!r}, {folder!r}, {port}, {filtered})\nassert not found, 'it could ' + ', '.join(found)\n"
 
 
-def probe(bwrap: str, kind: Kind) -> Outcome:
+def probe(kind: Kind, bwrap: str) -> Outcome:
     """Passed if this sandbox runs Python and nothing gets out of it, as seen from both sides."""
     with tempfile.TemporaryDirectory(prefix="canary-") as folder, socket.create_server(("127.0.0.1", 0)) as listener:
         os.chmod(folder, 0o777)
@@ -73,7 +75,7 @@ def probe(bwrap: str, kind: Kind) -> Outcome:
         filtered = seccomp.program() is not None
         test = TEST.format(secret=str(secret), folder=folder, port=listener.getsockname()[1], filtered=filtered)
         program = Program(ATTEMPTS, test, "leaks")
-        outcome = execute(bwrap, kind, program, cpu_s=10, wall_s=60, memory_bytes=1 << 30)
+        outcome = execute(kind, bwrap, program, cpu_s=10, wall_s=60, memory_bytes=1 << 30)
         if sorted(os.listdir(folder)) != ["secret"]:
             return Outcome(False, "a file was written outside")
         try:

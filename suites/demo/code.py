@@ -11,18 +11,17 @@ takes 3 s of wall-clock time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rlhf_bench.harness import sandbox
 from rlhf_bench.harness.types import Benchmark, EvalProtocol, Graded, Request, Sample, Sampling, Score
 from rlhf_bench.suites.demo import rows, ungraded
+from rlhf_bench.suites.lm_eval_code import grade_programs
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")
 """HumanEval's, and the end of a code block, after which chat models go on in prose."""
 SAMPLING = Sampling(max_tokens=128, stop=STOP)
 CPU_S = 5.0
-WORKERS = 2
 
 
 def load(protocol: EvalProtocol) -> Sequence[Sample]:
@@ -32,6 +31,7 @@ def load(protocol: EvalProtocol) -> Sequence[Sample]:
             id=f"demo-code/{number}",
             requests=(Request(f"demo-code/{number}", row["prompt"], SAMPLING),),
             reference=row["canonical_solution"],
+            tags={"runs": "code"},
             row=row,
         )
         for number, row in enumerate(rows("code"))
@@ -40,8 +40,7 @@ def load(protocol: EvalProtocol) -> Sequence[Sample]:
 
 def grade(answered: Sequence[Graded], judge: Any) -> Iterator[Score]:
     """1 where the tests pass, else 0 and why; ungraded where no sandbox would run them."""
-    with ThreadPoolExecutor(WORKERS) as pool:
-        yield from pool.map(_score, answered)
+    yield from grade_programs(answered, _score)
 
 
 def _score(graded: Graded) -> Score:

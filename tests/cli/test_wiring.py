@@ -7,6 +7,8 @@ from rlhf_bench.cli import wiring
 from rlhf_bench.harness.errors import MissingData, UnknownName, UserError
 from rlhf_bench.harness.store import Store
 
+ARC = ["arc_challenge/test", "arc_challenge/train"]
+
 
 def test_the_champion_is_the_default_model_once_there_is_one(store: Store, home: Path) -> None:
     assert wiring.default_model(store) == "smollm2-135m-instruct"
@@ -67,7 +69,7 @@ def test_an_alias_comes_before_a_run_whose_id_begins_so(store: Store, line: Line
     ("names", "expected"),
     [
         (["gsm8k"], ["gsm8k/test", "gsm8k/train"]),
-        (["gsm8k/test", "academic"], ["gsm8k/test", "gsm8k/train", "arc_challenge/test", "arc_challenge/train"]),
+        (["gsm8k/test", "gsm8k,arc_challenge"], ["gsm8k/test", "gsm8k/train", *ARC]),
         (["demo"], []),
     ],
 )

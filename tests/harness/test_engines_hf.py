@@ -145,6 +145,35 @@ def test_log_likelihoods_equal_a_plain_forward_pass(tiny_checkpoint: Path, data:
         assert answers[number].greedy == bool((logprobs.argmax(-1) == targets).all())
 
 
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_generated_tokens_equal_those_of_a_plain_forward_pass(tiny_checkpoint: Path, data: st.DataObject) -> None:
+    """For prompts of any families, in batches of any size, cut into stretches anywhere."""
+    from rlhf_bench.harness.engines import decode
+    from rlhf_bench.harness.engines.jobs import Job
+
+    model, module = tiny(tiny_checkpoint)
+    coder = engine(tiny_checkpoint)._coder
+    token = st.integers(3, 20)
+    stems = data.draw(st.lists(st.lists(token, min_size=decode.FAMILY, max_size=70), min_size=1, max_size=2))
+    tails = data.draw(st.lists(st.lists(token, min_size=1, max_size=8), min_size=1, max_size=7))
+    prompts = [
+        (stems[number % 2] if number % 3 and number % 2 < len(stems) else []) + t for number, t in enumerate(tails)
+    ]
+    jobs = [
+        Job(Request("s", "", Sampling(max_tokens=1 + number % 5), index=number), prompt, len(prompt) - 1, [])
+        for number, prompt in enumerate(prompts)
+    ]
+    sizes = {"batch_tokens": data.draw(st.integers(1, 300)), "stretch_tokens": data.draw(st.integers(1, 90))}
+    answers = {answer.index: answer.text for _, answer in decode.generate(model, coder, jobs, **sizes)}
+    for number, prompt in enumerate(prompts):
+        tokens = list(prompt)
+        for _ in range(1 + number % 5):
+            with torch.no_grad():
+                tokens.append(int(module(torch.tensor([tokens])).logits[0, -1].argmax()))
+        assert answers[number] == coder.text(tokens[len(prompt) :])
+
+
 @functools.cache
 def tiny(path: Path) -> tuple[Model, Any]:
     return Model(path, torch.float32, "cpu"), plain(path)[0]
@@ -283,6 +312,14 @@ def test_a_conversation_is_scored_after_its_rendered_prompt(tiny_checkpoint: Pat
     first, second = ask(engine(tiny_checkpoint), continuations([(chat, "4"), (text, "4")]))
     assert first.logprob == pytest.approx(second.logprob, abs=1e-5)
     assert first.tokens == second.tokens == 2  # the line break before it is scored with it
+
+
+def test_a_begun_answer_is_continued(tiny_checkpoint: Path) -> None:
+    begun = (Message("user", "2 + 2?"), Message("assistant", "Sure, the"))
+    text = "<|im_start|>user\n2 + 2?<|im_end|>\n<|im_start|>assistant\nSure, the"
+    sampling = Sampling(max_tokens=6)
+    first, second = ask(engine(tiny_checkpoint), [Request("a", begun, sampling), Request("b", text, sampling)])
+    assert first.text == second.text != ""
 
 
 def test_out_of_memory_halves_the_batch_and_changes_no_answer(

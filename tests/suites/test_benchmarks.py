@@ -18,6 +18,10 @@ GRADED = [
 ]
 
 
+EVERY = {"mmlu": 50, "humaneval": 40, "humaneval_plus": 40, "mbpp": 80, "mbpp_plus": 80}
+"""Benchmarks whose grading takes long: only every so-manieth sample is graded here (their own tests grade all)."""
+
+
 @pytest.fixture(autouse=True)
 def _data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mirror, for the benchmarks that need one."""
@@ -31,14 +35,23 @@ def load(name: str, protocol: str) -> Sequence[Sample]:
     return suites.benchmark(name).load(suites.protocol(protocol))
 
 
+def true_choices(sample: Sample) -> set[str]:
+    """The reference, or all true answers where there are several."""
+    if sample.tags.get("task") != "truthfulqa_mc2":
+        return {sample.reference.strip()}
+    targets = sample.row["mc2_targets"]
+    return {choice.strip() for choice, label in zip(targets["choices"], targets["labels"], strict=True) if label == 1}
+
+
 def answers(sample: Sample, right: bool) -> tuple[Completion, ...]:
     """The gold answer, or an empty one; where choices are scored, all likelihood on the gold one, or on the others."""
     made = []
+    true = true_choices(sample)
     for request in sample.requests:
         if request.continuation is None:
             made.append(Completion(sample.id, request.index, sample.reference if right else "", "stop", 1))
         else:
-            likely = (request.continuation.strip() == sample.reference.strip()) is right
+            likely = (request.continuation.strip() in true) is right
             made.append(Completion(sample.id, request.index, "", "stop", 1, 0.0 if likely else -1e4, likely))
     return tuple(made)
 
@@ -49,15 +62,15 @@ def grade(name: str, samples: Sequence[Sample], right: bool) -> list[Score]:
 
 @pytest.mark.parametrize(("name", "protocol"), GRADED)
 def test_the_gold_answer_scores_1_on_every_sample(name: str, protocol: str) -> None:
-    samples = load(name, protocol)
+    samples = load(name, protocol)[:: EVERY.get(name, 1)]
     scores = grade(name, samples, right=True)
-    assert [(score.sample_id, score.value) for score in scores if score.value != 1] == []
+    assert [(score.sample_id, score.value) for score in scores if score.value != pytest.approx(1)] == []
     assert sorted(score.sample_id for score in scores) == sorted(sample.id for sample in samples)
 
 
 @pytest.mark.parametrize(("name", "protocol"), GRADED)
 def test_an_empty_answer_scores_0(name: str, protocol: str) -> None:
-    assert {score.value for score in grade(name, load(name, protocol)[:40], right=False)} == {0.0}
+    assert {score.value for score in grade(name, load(name, protocol)[: 40 : EVERY.get(name, 1)], right=False)} == {0.0}
 
 
 def test_only_benchmarks_with_a_judge_are_left_out_of_the_gold_test() -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
+import lzma
 import shutil
+import tarfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +22,7 @@ from hypothesis import strategies as st
 
 from rlhf_bench.harness.errors import MissingData, UnknownName, UserError
 from rlhf_bench.suites import data
+from rlhf_bench.suites.archives import csv_content
 from rlhf_bench.suites.pins import PINS, Pin
 
 CONTENT = b'{"question": "1 + 1"}\n{"question": "2 + 2"}\n'
@@ -115,13 +120,14 @@ def test_every_pin_agrees_with_the_manifest_of_the_mirror(name: str, mirror: Pat
     entries = {entry["file"]: entry for entry in json.loads((mirror / "MANIFEST.json").read_text())["entries"]}
     pin, entry = PINS[name], entries[PINS[name].mirror]
     assert entry["derived"] is False
-    assert (f"github.com/{pin.repo}", pin.commit, pin.path, pin.bytes, pin.rows) == (
+    assert (f"github.com/{pin.repo}", pin.commit, pin.path, pin.rows) == (
         entry["source_repo"],
         entry["commit"],
         entry["path"],
-        entry["bytes_uncompressed"],
         entry["rows"],
     )
+    archived = pin.mirror.endswith(".tar.xz")  # of an archive the pin counts what is in it
+    assert archived or pin.bytes == entry["bytes_uncompressed"]
     assert pin.licence in entry["licence"]
 
 
@@ -226,6 +232,39 @@ def test_the_hub_is_asked_first_and_only_once(serve: Serve, tmp_path: Path) -> N
         assert len(data.rows(NAME)) == 2
         assert data.resolve(NAME) == tmp_path / "cache/data/sums/test.jsonl"
         assert server.asked == [HUB]
+
+
+def test_a_file_that_its_origin_keeps_gzipped_is_verified_by_its_content(serve: Serve) -> None:
+    with serve({"/raw": gzip.compress(CONTENT)}):
+        assert data.resolve(NAME).read_bytes() == CONTENT
+
+
+def test_an_archive_is_the_same_data_as_the_mirrors_tar_or_the_origins_zip(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = b"question,answer\n" * 200
+    zipped, plain = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("test/sums.csv", table)
+    with tarfile.open(fileobj=plain, mode="w") as tar:
+        info = tarfile.TarInfo("sums/test/sums.csv")
+        info.size = len(table)
+        tar.addfile(info, io.BytesIO(table))
+    content = csv_content(zipped.getvalue(), 10**4)
+    with serve({"/raw": zipped.getvalue()}):
+        monkeypatch.setattr(data, "PINS", {NAME: pinned(content, rows=200, mirror="sums/sums.tar.xz")})
+        fetched = data.rows(NAME)
+    assert data.find(NAME) == tmp_path / "cache" / "data" / "sums" / "sums"
+    (tmp_path / "mirror" / "sums" / "sums.tar.xz").write_bytes(lzma.compress(plain.getvalue()))
+    assert data.find(NAME) == tmp_path / "mirror" / "sums" / "sums.tar.xz"
+    assert data.rows(NAME) == fetched
+    assert fetched[0] == {"file": "test/sums.csv", "cells": ["question", "answer"]}
+
+
+@pytest.mark.parametrize("body", [gzip.compress(CONTENT)[:-9], gzip.compress(CONTENT + b"x" * 10**6), b"\x1f\x8bx"])
+def test_a_broken_or_swelling_gzip_is_no_data(serve: Serve, body: bytes) -> None:
+    with serve({"/raw": body}), pytest.raises(MissingData, match="no data for sums/test"):
+        data.resolve(NAME)
 
 
 def test_what_was_downloaded_needs_no_network_later(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,7 +248,7 @@ def test_a_body_that_belongs_to_another_problem_fails_the_tests() -> None:
 
 
 def test_without_a_sandbox_code_is_ungraded_and_says_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RLHF_BENCH_BWRAP", "/no/such/bwrap")
+    monkeypatch.setattr(sandbox, "level", lambda: sandbox.NONE)
     sample = benchmark("demo-code").load(PROTOCOL)[0]
     (score,) = benchmark("demo-code").grade([(sample, answer(sample, sample.reference))], None)
     assert score.value is None

@@ -13,8 +13,6 @@ from rlhf_bench.harness.engines.hf import HFEngine
 from rlhf_bench.harness.types import Checkpoint, Completion, Sample
 from rlhf_bench.suites import benchmark, protocol
 
-LIMIT = 10
-
 
 @pytest.fixture(scope="module")
 def model(smollm2: Path) -> Any:
@@ -38,13 +36,28 @@ def ours(engine: HFEngine, samples: list[Sample]) -> dict[str, list[Completion]]
     return {name: sorted(several, key=lambda one: one.index) for name, several in found.items()}
 
 
-@pytest.mark.slow
+FEW = [
+    ("arc_challenge", "lm-eval", 6),
+    ("mmlu_anatomy", "lm-eval", 6),
+    ("truthfulqa_mc1", "paper", 1),
+    ("truthfulqa_mc2", "paper", 1),
+    ("gsm8k", "lm-eval", 1),
+]
+MANY = [
+    (name, given, 10)
+    for name in ("arc_challenge", "mmlu_anatomy", "truthfulqa_mc1", "truthfulqa_mc2", "gsm8k")
+    for given in ("paper", "lm-eval")
+]
+
+
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("given", ["paper", "lm-eval"])
-@pytest.mark.parametrize("name", ["arc_challenge", "gsm8k"])
+@pytest.mark.parametrize(
+    ("task_name", "given", "limit"), [*FEW, *(pytest.param(*case, marks=pytest.mark.slow) for case in MANY)]
+)
 def test_scores_likelihoods_and_texts_are_those_of_lm_evals_own_engine(
-    name: str,
+    task_name: str,
     given: str,
+    limit: int,
     model: Any,
     engine: HFEngine,
     official: Callable[..., Any],
@@ -56,13 +69,15 @@ def test_scores_likelihoods_and_texts_are_those_of_lm_evals_own_engine(
 
     monkeypatch.setenv("RLHF_BENCH_DATA", str(mirror))
     asked = protocol(given)
-    samples = list(benchmark(name).load(asked))[:LIMIT]
-    task = official(name, asked)
+    name, _, subject = task_name.partition("_") if task_name.startswith("mmlu") else (task_name, "", "")
+    prefix = f"{name}/{subject}/" if subject else f"{name}/"
+    samples = [sample for sample in benchmark(name).load(asked) if sample.id.startswith(prefix)][:limit]
+    task = official(task_name, asked)
     found = simple_evaluate(
         model,
         tasks=[task],
         num_fewshot=asked.shots[name],
-        limit=LIMIT,
+        limit=limit,
         bootstrap_iters=0,
         task_manager=TaskManager(include_defaults=False),
     )
@@ -72,10 +87,10 @@ def test_scores_likelihoods_and_texts_are_those_of_lm_evals_own_engine(
     scores = benchmark(name).grade([(sample, tuple(answers[sample.id])) for sample in samples], None)
     graded = {score.sample_id: {benchmark(name).metric: score.value, **score.also} for score in scores}
     for row in rows:
-        sample_id = f"{name}/{row['doc_id']}"
+        sample_id = f"{prefix}{row['doc_id']}"
         suffix = "" if row["filter"] == "none" else f",{row['filter']}"
         for metric in row["metrics"]:
-            assert graded[sample_id][f"{metric}{suffix}"] == row[metric], (sample_id, metric)
+            assert graded[sample_id][f"{metric}{suffix}"] == pytest.approx(row[metric], abs=1e-3), (sample_id, metric)
         for completion, [response] in zip(answers[sample_id], row["resps"], strict=True):
             if name == "gsm8k":
                 assert completion.text == response
@@ -83,4 +98,4 @@ def test_scores_likelihoods_and_texts_are_those_of_lm_evals_own_engine(
                 logprob, greedy = response
                 assert completion.logprob == pytest.approx(logprob, abs=1e-3)
                 assert completion.greedy == greedy
-    assert {f"{name}/{row['doc_id']}" for row in rows} == set(answers)
+    assert {f"{prefix}{row['doc_id']}" for row in rows} == set(answers)

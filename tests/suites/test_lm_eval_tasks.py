@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,25 @@ from rlhf_bench.harness.types import Completion, EvalProtocol, Message, Request,
 from rlhf_bench.suites import benchmark, lm_eval_tasks, protocol
 from rlhf_bench.suites.arc_challenge import hub_row
 
-CASES = [(name, given) for name in ("gsm8k", "arc_challenge") for given in ("paper", "lm-eval")]
+MMLU = {f"mmlu_{subject}": subject for subject in ("anatomy", "high_school_us_history")}
+CASES = [
+    (name, given)
+    for name in ("gsm8k", "arc_challenge", "truthfulqa_mc1", "truthfulqa_mc2", *MMLU)
+    for given in ("paper", "lm-eval")
+]
 LIMIT = 5
 
 
 @pytest.fixture(autouse=True)
 def _data(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLHF_BENCH_DATA", str(mirror))
+
+
+@cache
+def load(name: str, given: str) -> Sequence[Sample]:
+    """The samples of a benchmark, or of one subject of MMLU."""
+    samples = benchmark("mmlu" if name in MMLU else name).load(protocol(given))
+    return [sample for sample in samples if name not in MMLU or sample.tags["stratum"] == MMLU[name]]
 
 
 def asked(sample: Sample) -> list[tuple[Any, ...]]:
@@ -78,12 +91,12 @@ def test_contexts_and_requests_are_those_of_lm_evals_evaluator(
 ) -> None:
     task = official(name, protocol(given))
     task.build_all_requests(limit=LIMIT)
-    theirs = [(one.args[0], one.args[1] if name == "arc_challenge" else None, one.idx) for one in task.instances]
-    samples = benchmark(name).load(protocol(given))[:LIMIT]
+    theirs = [(one.args[0], one.args[1] if name != "gsm8k" else None, one.idx) for one in task.instances]
+    samples = load(name, given)[:LIMIT]
     assert [request for sample in samples for request in asked(sample)] == theirs
 
 
-@pytest.mark.parametrize(("name", "given"), CASES)
+@pytest.mark.parametrize(("name", "given"), [case for case in CASES if case[0] not in MMLU])
 def test_loading_twice_gives_the_same_samples(name: str, given: str) -> None:
     load = benchmark(name).load
     assert load(protocol(given))[:40] == load(protocol(given))[:40]
@@ -98,9 +111,10 @@ def test_an_answer_is_asked_for_with_the_tasks_own_settings(official: Callable[.
     assert (settings["do_sample"], settings.get("max_gen_toks")) == (False, None)
 
 
-@pytest.mark.parametrize(("name", "given"), CASES)
+@pytest.mark.parametrize("multiturn", [True, False])
+@pytest.mark.parametrize(("name", "given"), [case for case in CASES if case[0] not in MMLU])
 def test_with_a_chat_template_the_conversation_is_the_one_that_lm_eval_renders(
-    name: str, given: str, official: Callable[..., Any]
+    name: str, given: str, multiturn: bool, official: Callable[..., Any]
 ) -> None:
     def render(turns: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return "".join(f"<{turn['role']}>{turn['content']}" for turn in turns) + "<assistant>" * add_generation_prompt
@@ -109,6 +123,7 @@ def test_with_a_chat_template_the_conversation_is_the_one_that_lm_eval_renders(
         "chat",
         shots=protocol(given).shots,
         chat_template=True,
+        fewshot_as_multiturn=multiturn,
         system_prompt="Think.",
         fixed_shots=protocol(given).fixed_shots,
         variants=protocol(given).variants,
@@ -118,10 +133,10 @@ def test_with_a_chat_template_the_conversation_is_the_one_that_lm_eval_renders(
         limit=LIMIT,
         system_instruction="Think.",
         apply_chat_template=True,
-        fewshot_as_multiturn=True,
+        fewshot_as_multiturn=multiturn,
         chat_template=render,
     )
-    theirs = [(one.args[0], one.args[1] if name == "arc_challenge" else None) for one in task.instances]
+    theirs = [(one.args[0], one.args[1] if name != "gsm8k" else None) for one in task.instances]
     ours = []
     for sample in benchmark(name).load(chat)[:LIMIT]:
         for request in sample.requests:
@@ -139,16 +154,16 @@ def test_per_document_metrics_are_those_of_lm_evals_evaluator(
     from lm_eval.evaluator import evaluate
 
     limit = 60
+    ours = benchmark("mmlu" if name in MMLU else name)
     found = evaluate(CannedLM(), {name: official(name, protocol(given))}, limit=limit, bootstrap_iters=0)
     theirs: dict[str, dict[str, float]] = {}
     for one in found["samples"][name]:
         suffix = "" if one["filter"] == "none" else f",{one['filter']}"
         metrics = {f"{metric}{suffix}": one[metric] for metric in one["metrics"]}
-        theirs.setdefault(f"{name}/{one['doc_id']}", {}).update(metrics)
-    samples = benchmark(name).load(protocol(given))[:limit]
-    answered = [(sample, canned_answers(sample)) for sample in samples]
-    scores = list(benchmark(name).grade(answered, None))
-    assert {score.sample_id: {benchmark(name).metric: score.value, **score.also} for score in scores} == theirs
+        theirs.setdefault(f"{name.replace('_', '/', 1) if name in MMLU else name}/{one['doc_id']}", {}).update(metrics)
+    answered = [(sample, canned_answers(sample)) for sample in load(name, given)[:limit]]
+    scores = list(ours.grade(answered, None))
+    assert {score.sample_id: {ours.metric: score.value, **score.also} for score in scores} == theirs
     assert 0 < sum(score.value or 0 for score in scores) < limit
 
 
@@ -237,15 +252,15 @@ def test_without_a_word_in_the_protocol_a_task_has_its_own_number_of_shots() -> 
 
 def test_another_version_of_lm_eval_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lm_eval, "__version__", "0.5.0")
-    lm_eval_tasks._lm_eval.cache_clear()
+    lm_eval_tasks.require_lm_eval.cache_clear()
     with pytest.raises(UserError, match=r"lm-eval 0\.4\.13, and 0\.5\.0 is installed"):
-        lm_eval_tasks._lm_eval()
+        lm_eval_tasks.require_lm_eval()
 
 
 def test_building_a_task_says_nothing_and_leaves_the_log_levels_alone(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("lm_eval.api.task")
     before = logger.level
-    lm_eval_tasks._task("arc/arc_challenge.yaml", True, {"test": lambda: [ROW], "train": lambda: [ROW]})
+    lm_eval_tasks.task_of("arc/arc_challenge.yaml", True, {"test": lambda: [ROW], "train": lambda: [ROW]})
     assert caplog.records == []
     assert logger.level == before
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lm_eval.tasks
 import pytest
@@ -10,8 +11,9 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from rlhf_bench import suites
 from rlhf_bench.harness.codec import digest, dumps, loads
+from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.types import EvalProtocol
-from rlhf_bench.suites.protocols import PROTOCOLS
+from rlhf_bench.suites.protocols import PROTOCOLS, derive
 
 TASKS = Path(lm_eval.tasks.__file__).parent
 
@@ -27,13 +29,25 @@ def test_no_two_protocols_have_one_digest() -> None:
     assert len({digest(protocol) for protocol in PROTOCOLS.values()}) == len(PROTOCOLS)
 
 
-@pytest.mark.parametrize(("name", "file"), [("gsm8k", "gsm8k/gsm8k.yaml"), ("arc_challenge", "arc/arc_challenge.yaml")])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("gsm8k", "gsm8k/gsm8k.yaml"),
+        ("arc_challenge", "arc/arc_challenge.yaml"),
+        ("mmlu", "mmlu/default/mmlu_anatomy.yaml"),
+        ("truthfulqa_mc1", "truthfulqa/truthfulqa_mc1.yaml"),
+        ("truthfulqa_mc2", "truthfulqa/truthfulqa_mc2.yaml"),
+        ("humaneval", "humaneval/humaneval.yaml"),
+        ("mbpp", "mbpp/mbpp.yaml"),
+    ],
+)
 def test_the_lm_eval_protocol_has_the_shots_of_its_yaml_files(name: str, file: str) -> None:
-    assert PROTOCOLS["lm-eval"].shots[name] == load_yaml(TASKS / file).get("num_fewshot", 0)
+    assert PROTOCOLS["lm-eval"].shots[name] == load_yaml(TASKS / file, resolve_func=False).get("num_fewshot", 0)
 
 
 def test_the_paper_protocol_has_the_shots_of_its_table_6() -> None:
-    assert PROTOCOLS["paper"].shots == {"gsm8k": 8, "arc_challenge": 25}
+    shots = {"gsm8k": 8, "mmlu": 5, "arc_challenge": 25, "humaneval": 0, "mbpp": 0, "truthfulqa_mc1": 0}
+    assert {name: PROTOCOLS["paper"].shots[name] for name in shots} == shots
     assert len(load_yaml(TASKS / "gsm8k/gsm8k-cot.yaml")["fewshot_config"]["samples"]) == 8
 
 
@@ -41,3 +55,53 @@ def test_the_paper_protocol_has_the_shots_of_its_table_6() -> None:
 def test_a_protocol_speaks_only_of_benchmarks_that_exist(name: str) -> None:
     protocol = PROTOCOLS[name]
     assert {*protocol.shots, *protocol.variants} <= set(suites.BENCHMARKS)
+
+
+def test_a_protocol_names_the_shots_of_every_academic_benchmark() -> None:
+    for protocol in PROTOCOLS.values():
+        assert set(suites.SUITES["academic"].benchmarks) <= set(protocol.shots)
+
+
+PAPER = PROTOCOLS["paper"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"chat_template": True}, "paper+chat"),
+        ({"shots": 0, "benchmarks": ("gsm8k", "own")}, "paper+shots=0"),
+        ({"chat_template": True, "fewshot_as_multiturn": False}, "paper+chat+one-turn"),
+        ({"system_prompt": "Think.", "shots": 3, "benchmarks": ("mmlu",)}, "paper+shots=3+system="),
+        ({"shots": 0, "benchmarks": ("own",)}, "paper+shots=0"),
+    ],
+)
+def test_a_derived_protocol_says_in_its_name_what_differs(changes: dict[str, Any], name: str) -> None:
+    found = derive(PAPER, **changes)
+    assert found.name.startswith(name)
+    assert digest(found) != digest(PAPER)
+    for benchmark in changes.get("benchmarks", ()):
+        assert found.shots[benchmark] == changes["shots"]
+    assert found.shots["arc_challenge"] == 25
+    assert loads(EvalProtocol, dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"chat_template": False, "fewshot_as_multiturn": True, "system_prompt": ""},
+        {"shots": 8, "benchmarks": ("gsm8k",)},
+        {"shots": 3},
+    ],
+)
+def test_what_changes_nothing_leaves_the_protocol_as_it_is(changes: dict[str, Any]) -> None:
+    assert derive(PAPER, **changes) is PAPER
+
+
+def test_two_system_prompts_are_two_names() -> None:
+    assert derive(PAPER, system_prompt="a").name != derive(PAPER, system_prompt="b").name
+
+
+def test_fewer_shots_than_none_are_refused() -> None:
+    with pytest.raises(UserError, match="-1 shots: give 0 or more"):
+        derive(PAPER, shots=-1, benchmarks=("gsm8k",))

@@ -32,6 +32,7 @@ def iterate(
     from rlhf_bench.trainers import loop
 
     plan = read_config(loop.LoopConfig, config, set_ or [])
+    asked = wiring.Asked(plan.suite, protocol=plan.protocol, judge_spec=plan.judge, limit=plan.limit)
     chosen, track = wiring.suite(plan.suite), show.bars()
     suites.protocol(plan.protocol)
     policy = wiring.policy(plan.policy, beside=config)
@@ -41,15 +42,7 @@ def iterate(
             wiring.reward_checkpoint(plan.judge, store, track)  # a name that is wrong is found before any long work
 
         def measure(checkpoint: Checkpoint) -> Report:
-            return wiring.measure(
-                wiring.name_of(checkpoint, store),
-                chosen,
-                store,
-                track,
-                protocol=plan.protocol,
-                judge_spec=plan.judge,
-                limit=plan.limit,
-            )
+            return wiring.measure(wiring.name_of(checkpoint, store), asked, store, track)
 
         done = []
         for iteration in loop.iterate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,8 +16,21 @@ if TYPE_CHECKING:
 
 def run(
     suite: Annotated[
-        str, typer.Option("--suite", "-s", help="Suites or benchmarks, comma-separated.", autocompletion=options.suites)
-    ] = "demo",
+        str | None,
+        typer.Option(
+            "--suite",
+            "-s",
+            help="Suites or benchmarks, comma-separated.",
+            show_default="demo, unless there are --tasks",
+            autocompletion=options.suites,
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", "-t", help="lm-eval tasks, groups or tags, comma-separated.")
+    ] = None,
+    include_path: Annotated[
+        list[str] | None, typer.Option("--include-path", help="A folder with lm-eval tasks of your own; repeatable.")
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -31,6 +45,31 @@ def run(
     protocol: Annotated[
         str, typer.Option(help="paper (the shots of its Table 6) or lm-eval.", autocompletion=options.protocols)
     ] = "paper",
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(
+            "--num-fewshot", "-f", min=0, help="Examples before each question.", show_default="the protocol's"
+        ),
+    ] = None,
+    apply_chat_template: Annotated[
+        bool | None,
+        typer.Option(
+            "--apply-chat-template/--no-apply-chat-template",
+            help="Ask lm-eval's tasks as a conversation.",
+            show_default="the protocol's",
+        ),
+    ] = None,
+    fewshot_as_multiturn: Annotated[
+        bool | None,
+        typer.Option(
+            "--fewshot-as-multiturn/--no-fewshot-as-multiturn",
+            help="Examples as earlier turns of it.",
+            show_default="the protocol's",
+        ),
+    ] = None,
+    system_instruction: Annotated[
+        str | None, typer.Option("--system-instruction", help="The system prompt of lm-eval's tasks.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto: float32 on a CPU, bfloat16 on a GPU.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     json: options.Json = False,
@@ -39,19 +78,22 @@ def run(
 
     Finished samples are kept: a run that was stopped goes on with the same command, and nothing is answered twice.
     """
-    chosen = wiring.suite(suite)
+    names = [given for given in (suite, tasks) if given is not None]
+    asked = wiring.Asked(
+        suite=",".join(names) if names else wiring.DEMO,
+        include_path=tuple(str(Path(folder).absolute()) for folder in include_path or ()),
+        protocol=protocol,
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+        fewshot_as_multiturn=fewshot_as_multiturn,
+        system_instruction=system_instruction,
+        judge_spec=judge,
+        limit=limit,
+        dtype=dtype,
+        device=device,
+    )
     with wiring.open_store() as store:
-        report = wiring.measure(
-            wiring.default_model(store) if model is None else model,
-            chosen,
-            store,
-            show.bars(),
-            protocol=protocol,
-            judge_spec=judge,
-            limit=limit,
-            dtype=dtype,
-            device=device,
-        )
+        report = wiring.measure(wiring.default_model(store) if model is None else model, asked, store, show.bars())
         if json:
             show.as_json(report)
         else:
@@ -67,7 +109,9 @@ def print_run(store: Store, report: Report) -> None:
     earlier = [
         each.id
         for each in store.runs()
-        if each.id != report.run_id and each.status == "complete" and each.suite == report.suite
+        if each.id != report.run_id
+        and each.status == "complete"
+        and (each.suite, each.protocol) == (report.suite, report.protocol)
     ]
     if earlier:
         show.say(f"next: rlhf-bench compare {earlier[0]} {report.run_id}")

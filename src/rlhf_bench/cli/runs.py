@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rlhf_bench.cli import options, show, wiring
+from rlhf_bench.cli import options, show, tables, wiring
 from rlhf_bench.cli.run import print_run
-from rlhf_bench.harness.errors import UnknownName
+from rlhf_bench.harness.errors import UnknownName, UserError
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.types import Prompt, Record
 
-app = typer.Typer(help="List runs, show one with its samples, go on with one that was stopped.")
+app = typer.Typer(help="List runs, show one, go on with one that was stopped, write and read them as lm-eval's files.")
 RunName = Annotated[str, typer.Argument(help="Run id or its beginning, latest, latest~1, champion or a model's alias.")]
 
 
@@ -46,6 +47,9 @@ def show_run(
     run: RunName = "latest",
     samples: Annotated[int, typer.Option("--samples", "-n", min=0, help="Also print N samples of each benchmark.")] = 0,
     benchmark: Annotated[str | None, typer.Option("--benchmark", "-b", help="Only this benchmark.")] = None,
+    by_stratum: Annotated[
+        bool, typer.Option("--by-stratum", help="Also a score for each part: MMLU's subjects, a group's tasks.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """A run's scores, and the prompts, answers and grades behind them."""
@@ -57,10 +61,13 @@ def show_run(
             raise UnknownName(f"benchmark in run {found.id}", benchmark, names)
         names = [benchmark] if benchmark else names
         chosen = [each for name in names for each in store.records(found.id, name)[:samples]] if samples else []
+        strata = wiring.strata(store, report, names) if by_stratum else {}
         if json:
-            show.as_json({"run": found, "report": report, "samples": chosen})
+            show.as_json({"run": found, "report": report, "samples": chosen, "strata": strata})
             return
         print_run(store, report)
+    for name, parts in strata.items():
+        tables.strata(name, parts)
     for record in chosen:
         print_record(record)
 
@@ -74,6 +81,48 @@ def resume(run: RunName = "latest", json: options.Json = False) -> None:
         if json:
             show.as_json(report)
         else:
+            print_run(store, report)
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")],
+    run: RunName = "latest",
+    format_: Annotated[Literal["lm-eval"], typer.Option("--format", help="Whose files.")] = "lm-eval",
+    json: options.Json = False,
+) -> None:
+    """Write a run as lm-eval does: results_*.json, and a samples_*.jsonl for each task."""
+    with wiring.open_store() as store:
+        found = wiring.find_run(store, run)
+        paths, left_out = wiring.export(store, found, output)
+    if json:
+        show.as_json({"files": [str(path) for path in paths], "left_out": left_out})
+        return
+    for path in paths:
+        show.say(str(path))
+    if left_out:
+        show.say(f"note: lm-eval has no task for {', '.join(left_out)}: left out")
+
+
+@app.command("import")
+def import_(
+    paths: Annotated[list[Path], typer.Argument(help="Results files of lm-eval, or the folders that hold one each.")],
+    name: Annotated[
+        str | None, typer.Option(help="What the model is called here; tells apart two that lm-eval calls the same.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Read what lm-eval wrote (with --log_samples) as a finished run, to compare and to gate."""
+    from rlhf_bench.suites.lm_eval_files import read
+
+    if name is not None and len(paths) > 1:
+        raise UserError(f"--name is one name and there are {len(paths)} paths: import them one by one")
+    with wiring.open_store() as store:
+        reports = [read(path, store, name) for path in paths]
+        if json:
+            show.as_json(reports)
+            return
+        for report in reports:
             print_run(store, report)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rlhf_bench.cli import show, wiring
 
 if TYPE_CHECKING:
-    from rlhf_bench.harness.types import Check, Comparison, Report, Verdict
+    from rlhf_bench.harness.types import Check, Comparison, Estimate, Report, Verdict
 
 
 def short(digest: str | None) -> str:
@@ -19,8 +19,12 @@ def short(digest: str | None) -> str:
 
 
 def report(found: Report) -> None:
-    """A run's scores with intervals and what was left ungraded; the judge beside each benchmark that it graded."""
+    """A run's scores with intervals, and the judge beside each benchmark that it graded.
+
+    What was left ungraded is counted, and so are answers that were cut at their length limit where there are any.
+    """
     judged = found.manifest.get("judged", ())
+    cut = any(each.cut for each in found.estimates)
     rows = [
         (
             each.benchmark,
@@ -29,12 +33,13 @@ def report(found: Report) -> None:
             show.interval(each.low, each.high),
             each.graded,
             each.ungraded,
+            *([each.cut] if cut else []),
             found.judge if each.benchmark in judged else "",
         )
         for each in found.estimates
     ]
-    columns = ("benchmark", "metric", "score", "95% interval", "graded", "ungraded", "judge")
-    right = ("score", "graded", "ungraded")
+    columns = ("benchmark", "metric", "score", "95% interval", "graded", "ungraded", *(["cut"] if cut else []), "judge")
+    right = ("score", "graded", "ungraded", "cut")
     title = f"{found.model} on {found.suite}, protocol {found.protocol}"
     show.table(title, columns, rows, right=right, whole=("95% interval",))
     for each in found.estimates:
@@ -42,6 +47,17 @@ def report(found: Report) -> None:
             show.say(f"{each.benchmark}: {each.why}")
     if found.judge == wiring.DEMO_JUDGE:
         show.say(f"note: {wiring.DEMO_JUDGE} is the reward that the demo trains on: what it judges reads optimistic")
+
+
+def strata(benchmark: str, parts: Sequence[tuple[str, Estimate]]) -> None:
+    """The parts of a benchmark, each with its own score."""
+    rows = [
+        (name, show.number(each.mean), show.interval(each.low, each.high), each.graded, each.ungraded)
+        for name, each in parts
+    ]
+    columns = ("stratum", "score", "95% interval", "graded", "ungraded")
+    title = f"{benchmark} by stratum ({parts[0][1].metric})"
+    show.table(title, columns, rows, right=("score", "graded", "ungraded"), whole=("95% interval",))
 
 
 def comparison(title: str, comparisons: Sequence[Comparison]) -> None:

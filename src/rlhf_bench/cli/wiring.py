@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,33 @@ if TYPE_CHECKING:
     from rlhf_bench.harness.prices import Budget
     from rlhf_bench.harness.progress import Track
     from rlhf_bench.harness.store import Run, Store
-    from rlhf_bench.harness.types import Checkpoint, Comparison, Report, Sample, Suite
+    from rlhf_bench.harness.types import Checkpoint, Comparison, Estimate, EvalProtocol, Report, Sample, Suite
 
 DEMO = "demo"
 DEMO_JUDGE = "demo-reward"
 DEFAULT_MODEL = "smollm2-135m-instruct"
 POLICIES = Path(__file__).parent / "policies"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a run asks and how, as `rlhf-bench run` takes it; kept with the run, which it starts again.
+
+    `suite` names suites, benchmarks and lm-eval tasks; `include_path` holds folders of task files of the user's own.
+    The fields that are None leave to the protocol what it says.
+    """
+
+    suite: str
+    include_path: tuple[str, ...] = ()
+    protocol: str = "paper"
+    num_fewshot: int | None = None
+    apply_chat_template: bool | None = None
+    fewshot_as_multiturn: bool | None = None
+    system_instruction: str | None = None
+    judge_spec: str = DEMO_JUDGE
+    limit: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
 
 
 def open_store() -> Store:
@@ -30,11 +52,30 @@ def open_store() -> Store:
     return Store(default_store_url())
 
 
-def suite(names: str) -> Suite:
-    """The suites and benchmarks of a comma-separated list. Raises UnknownName."""
+def suite(names: str, include_path: Sequence[str] = ()) -> Suite:
+    """The suites, benchmarks and lm-eval tasks of a comma-separated list. Raises UserError."""
     from rlhf_bench import suites
 
-    return suites.suite(names)
+    folders = [Path(folder) for folder in include_path]
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"--include-path {folder} is no folder: give one that holds lm-eval task files (YAML)")
+    return suites.suite(names, folders)
+
+
+def protocol(asked: Asked, chosen: Suite) -> EvalProtocol:
+    """The named protocol, or one derived from it where the run is asked otherwise. Raises UnknownName."""
+    from rlhf_bench import suites
+    from rlhf_bench.suites.protocols import derive
+
+    return derive(
+        suites.protocol(asked.protocol),
+        shots=asked.num_fewshot,
+        chat_template=asked.apply_chat_template,
+        fewshot_as_multiturn=asked.fewshot_as_multiturn,
+        system_prompt=asked.system_instruction,
+        benchmarks=[each.name for each in chosen.benchmarks],
+    )
 
 
 def default_model(store: Store) -> str:
@@ -81,46 +122,34 @@ def judge(
     return RewardModel(reward_checkpoint(spec, store, track), name=spec)
 
 
-def measure(
-    model: str,
-    chosen: Suite,
-    store: Store,
-    track: Track,
-    *,
-    protocol: str = "paper",
-    judge_spec: str = DEMO_JUDGE,
-    limit: int | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-) -> Report:
-    """Evaluate `model` on the suite. What can be wrong is found before a judge is trained or a model is loaded."""
-    from rlhf_bench import suites
+def measure(model: str, asked: Asked, store: Store, track: Track) -> Report:
+    """Evaluate `model`. What can be wrong is found before a judge is trained or a model is loaded."""
     from rlhf_bench.harness.models import open_engine
     from rlhf_bench.harness.run import evaluate
     from rlhf_bench.suites import data
 
+    chosen = suite(asked.suite, asked.include_path)
+    regime = protocol(asked, chosen)
     champion = store.champion()
     if model == "champion" and champion is not None:
         model = name_of(find_checkpoint(store, champion.checkpoint), store)
-    regime = suites.protocol(protocol)
 
     def references() -> dict[str, str]:
         samples = (sample for each in chosen.benchmarks for sample in each.load(regime))
         return {sample.id: sample.reference for sample in samples}
 
-    engine = open_engine(model, store, dtype=dtype, device=device, references=references, track=track)
+    engine = open_engine(model, store, dtype=asked.dtype, device=asked.device, references=references, track=track)
     needs = list(dict.fromkeys(need for each in chosen.benchmarks for need in each.needs))
     data.fetch(needs, track)
     judged = [each.name for each in chosen.benchmarks if each.judged]
-    settings = {"model": model, "suite": chosen.name, "protocol": protocol, "judge_spec": judge_spec, "limit": limit}
     return evaluate(
         chosen,
         engine,
         protocol=regime,
         store=store,
-        judge=judge(judge_spec, store, track) if judged else None,
-        limit=limit,
-        settings=settings | {"dtype": dtype, "device": device},
+        judge=judge(asked.judge_spec, store, track) if judged else None,
+        limit=asked.limit,
+        settings={"model": model} | asdict(asked),
         manifest_extra={"data": data.digests(needs), "judged": judged},
         track=track,
     )
@@ -128,14 +157,54 @@ def measure(
 
 def measure_again(run: Run, store: Store, track: Track) -> Report:
     """Go on with a run, with the settings that it was started with, on the checkpoint that it was started on."""
-    settings = dict(run.settings)
-    if not settings:
+    if not run.settings:
         raise UserError(f"run {run.id} was not started by `rlhf-bench run`: start it again where it was started")
-    model, chosen = settings.pop("model"), suite(settings.pop("suite"))
-    registered = store.checkpoint(run.checkpoint)
+    model, registered = run.settings["model"], store.checkpoint(run.checkpoint)
     if registered is not None and not model.startswith("scripted:"):
         model = name_of(registered, store)
-    return measure(model, chosen, store, track, **settings)
+    return measure(model, asked_before(run), store, track)
+
+
+def asked_before(run: Run) -> Asked:
+    """How this run was asked."""
+    settings = {name: value for name, value in run.settings.items() if name != "model"}
+    return Asked(**settings | {"include_path": tuple(settings.get("include_path", ()))})
+
+
+def strata(store: Store, report: Report, benchmarks: Iterable[str]) -> dict[str, list[tuple[str, Estimate]]]:
+    """By benchmark the scores of its parts. Raises UserError where none of the benchmarks has parts."""
+    from rlhf_bench.harness.run import strata_of
+    from rlhf_bench.suites.lm_eval_files import recorded
+
+    facts = report.manifest["benchmarks"]
+    found = {name: strata_of(recorded(name, facts[name]), store.records(report.run_id, name)) for name in benchmarks}
+    if not any(found.values()):
+        raise UserError(f"no sample of {', '.join(found)} in run {report.run_id} says which part of it it belongs to")
+    return {name: parts for name, parts in found.items() if parts}
+
+
+def export(store: Store, run: Run, folder: Path) -> tuple[list[Path], list[str]]:
+    """Write the run as lm-eval's files; gives them, and the benchmarks that are left out: lm-eval has no task for them.
+
+    Raises UserError where the run cannot be asked for its definitions again, or has nothing of lm-eval's.
+    """
+    from rlhf_bench.harness import codec
+    from rlhf_bench.suites.lm_eval_export import write
+
+    report = store.report(run.id)
+    if not run.settings:
+        raise UserError(f"run {run.id} was not made by `rlhf-bench run`, so its tasks cannot be looked up again")
+    asked, records = asked_before(run), store.records(run.id)
+    chosen = suite(asked.suite, asked.include_path)
+    regime = protocol(asked, chosen)
+    if codec.digest(regime) != report.manifest["protocol_digest"]:
+        raise UserError(f"protocol '{asked.protocol}' is no longer what run {run.id} was asked by: run it again")
+    theirs = {record.benchmark for record in records if "task" in record.sample.tags}
+    ours = [each.name for each in chosen.benchmarks if each.name not in theirs]
+    if not theirs:
+        raise UserError(f"run {run.id} has nothing of lm-eval's: it has no task for {', '.join(ours)}")
+    paths = write(run, records, [each for each in chosen.benchmarks if each.name in theirs], regime, folder)
+    return paths, ours
 
 
 def find_run(store: Store, text: str, like: Run | None = None) -> Run:
