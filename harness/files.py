@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -42,3 +46,18 @@ def only_one(folder: Path, doing: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def json_rows(path: Path, what: str) -> list[Any]:
+    """The rows of a JSON list or of JSON lines, gzipped or not. Raises UserError where it holds none; `what` it is."""
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
+        listed = text.lstrip()[:1] == "["
+        rows: list[Any] = json.loads(text) if listed else [json.loads(x) for x in text.split("\n") if x.strip()]
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+        said = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as {what} ({said}): give a JSON list, or JSON lines") from error
+    if not rows:
+        raise UserError(f"{path} holds no {what}: give a JSON list, or JSON lines")
+    return rows

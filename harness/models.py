@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SCRIPTED = "scripted:"
 OPENAI = "openai:"
+OUTPUTS = "outputs:"
 HUB = "hf:"
 
 
@@ -62,19 +63,25 @@ def open_engine(
     references: Callable[[], Mapping[str, str]] | None = None,
     limits: Limits | None = None,
     budget: Budget | None = None,
+    keyless: bool = False,
     track: Track = silent,
 ) -> Engine:
-    """An engine: `scripted:NAME`, `openai:MODEL[@BASE_URL]`, or transformers with the checkpoint that `spec` means.
+    """An engine: `scripted:NAME`, `openai:MODEL[@BASE_URL]`, `outputs:FILE` (answers that are there already), or
+    transformers with the checkpoint that `spec` means.
 
-    `references` gives the right answers by sample id to scripted:oracle, which alone calls it; `limits` and `budget`
-    are for an API.
+    `references` gives the right answers by sample id to scripted:oracle, which alone calls it; `limits`, `budget`
+    and `keyless` (it is only planned with) are for an API.
     """
     if spec.startswith(SCRIPTED):
         return scripted_engine(spec.removeprefix(SCRIPTED), references)
+    if spec.startswith(OUTPUTS):
+        from rlhf_bench.harness.engines.replayed import replayed
+
+        return replayed(Path(spec.removeprefix(OUTPUTS)).expanduser())
     if spec.startswith(OPENAI):
         from rlhf_bench.harness.engines.openai import OpenAIEngine
 
-        return OpenAIEngine.of(spec, budget=budget, **({} if limits is None else {"limits": limits}))
+        return OpenAIEngine.of(spec, budget=budget, keyless=keyless, **({} if limits is None else {"limits": limits}))
     checkpoint = resolve(spec, store, track)
     from rlhf_bench.harness.engines.hf import HFEngine
 

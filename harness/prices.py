@@ -94,6 +94,14 @@ def plan(requests: Iterable[Request], price: Price | None) -> Plan:
     return Plan(calls, read, written, None if price is None else price.of(Usage(calls, read, 0, written)))
 
 
+def dollars(text: str) -> float:
+    """US dollars of "5usd", "$5" or "5". Raises UserError."""
+    found = re.fullmatch(r"\$?\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:usd)?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise UserError(f"a budget of '{text}': give US dollars, such as 5usd")
+    return float(found[1])
+
+
 class Budget:
     """So many US dollars and no more, shared by all engines that are given it.
 

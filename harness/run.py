@@ -20,7 +20,7 @@ from rlhf_bench.harness.codec import digest, plain, sample_digest
 from rlhf_bench.harness.engines import Engine
 from rlhf_bench.harness.engines.stored import stored_or_asked
 from rlhf_bench.harness.errors import Fault, RlhfBenchError, UserError
-from rlhf_bench.harness.judges import Judge
+from rlhf_bench.harness.judges import Asks, Judge
 from rlhf_bench.harness.progress import Advance, Track, silent
 from rlhf_bench.harness.sandbox import level
 from rlhf_bench.harness.stats import estimate
@@ -69,8 +69,8 @@ def evaluate(
     Where a benchmark has strata, `limit` takes of each in turn. The same samples, engine, protocol, judge and limit are
     the same run: called again, it takes what is stored and does only what is missing. `settings` is kept for whoever
     starts the run again, `manifest_extra` joins the manifest.
-    Raises UserError where a benchmark needs a judge and there is none. Raises Fault where an engine or a grader breaks
-    its contract or a grader raises; everything that was finished before is stored.
+    Raises UserError where a benchmark needs a judge and there is none, or none that can be asked. Raises Fault where an
+    engine or a grader breaks its contract or a grader raises; everything that was finished before is stored.
     """
     judge = judge if any(benchmark.judged for benchmark in suite.benchmarks) else None
     _check(suite, judge, limit)
@@ -103,14 +103,14 @@ def evaluate(
             ]
             store.save_records(run.id, records)
             estimates += estimates_of(benchmark, records)
-    manifest |= _said_by(engine, answered_by)
+    manifest |= _said_by(engine, answered_by, judge)
     report = Report(run.id, run.model, run.checkpoint, run.suite, run.protocol, run.judge, tuple(estimates), manifest)
     store.finish_run(run.id, report)
     return report
 
 
 def estimates_of(benchmark: Benchmark, records: Sequence[Record]) -> list[Estimate]:
-    """The estimate of the benchmark's metric over its records, then one for each other metric in its scores.
+    """The estimate of the benchmark's metric over its records, then of each other metric in its scores, then its own.
 
     The metric is the mean over samples. Where these are of several strata, "metric,macro" is the mean of the strata's
     means, and with `MIN_CLUSTERS` strata or more "metric,clustered" the mean over samples with the interval of a sample
@@ -128,7 +128,7 @@ def estimates_of(benchmark: Benchmark, records: Sequence[Record]) -> list[Estima
         values = [record.score.also.get(name) for record in records]
         kind: Kind = "binary" if {value for value in values if value is not None} <= {0.0, 1.0} else "continuous"
         found.append(_estimate(benchmark.name, name, kind, records, values))
-    return found
+    return found + (benchmark.summarise(records) if benchmark.summarise else [])
 
 
 def strata_of(benchmark: Benchmark, records: Sequence[Record]) -> list[tuple[str, Estimate]]:
@@ -147,6 +147,11 @@ def _check(suite: Suite, judge: Judge | None, limit: int | None) -> None:
     for benchmark in suite.benchmarks:
         if benchmark.judged and judge is None:
             raise UserError(f"benchmark '{benchmark.name}' compares answers: name a judge with --judge")
+        if benchmark.asks and judge is not None and not isinstance(judge, Asks):
+            raise UserError(
+                f"benchmark '{benchmark.name}' asks its judge for ratings, which '{judge.name}' cannot give: name a "
+                "language model with --judge openai:MODEL or --judge llm:MODEL"
+            )
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}: give at least 1, or none for all samples")
 
@@ -362,10 +367,15 @@ def _manifest(
     }
 
 
-def _said_by(engine: Engine, answered: Mapping[str, Sequence[Graded]]) -> dict[str, Any]:
-    """What is only known after the answers: what an API took for them, and who it says gave them."""
+def _said_by(engine: Engine, answered: Mapping[str, Sequence[Graded]], judge: Judge | None) -> dict[str, Any]:
+    """What is only known afterwards: what an API took for answers and judgments, and who it says answered."""
     served = {c.served_by for graded in answered.values() for _, completions in graded for c in completions}
-    return {"engine": dict(engine.manifest)} | ({"served_by": sorted(served - {""})} if served - {""} else {})
+    said: dict[str, Any] = {"engine": dict(engine.manifest)}
+    if served - {""}:
+        said["served_by"] = sorted(served - {""})
+    if isinstance(judge, Asks):
+        said["judge_manifest"] = dict(judge.manifest)
+    return said
 
 
 def _version(package: str) -> str | None:

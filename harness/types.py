@@ -277,6 +277,8 @@ class Benchmark:
     answered sample, in any order; `judge` is None unless `judged`. `needs` names the pinned data files; `size` is the
     number of samples; `summary` is one line for people. `follow(sample, completions)` gives the requests that can
     only be written once those answers are known (a second turn); it is called after each round, until it gives none.
+    `asks`: the judge must be one that can be asked in words (judges.Asks), as one that only compares cannot grade.
+    `summarise(records)` gives further estimates, of what is no mean over samples.
     """
 
     name: str
@@ -290,6 +292,8 @@ class Benchmark:
     judged: bool = False
     needs: tuple[str, ...] = ()
     follow: Callable[[Sample, tuple[Completion, ...]], tuple[Request, ...]] | None = None
+    asks: bool = False
+    summarise: Callable[[Sequence[Record]], list[Estimate]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

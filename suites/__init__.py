@@ -63,6 +63,12 @@ BENCHMARKS: Mapping[str, Entry] = MappingProxyType(
         "alpaca_eval": Entry(
             "alpaca_eval", "open instructions, judged against the answers of gpt4_1106_preview", 805, "win_rate"
         ),
+        "mt_bench": Entry(
+            "mt_bench", "questions of two turns in eight categories, rated by a language model", 80, "score"
+        ),
+        "arena_hard": Entry(
+            "arena_hard", "hard prompts of real users, judged twice against the answers of gpt-4-0314", 500, "win_rate"
+        ),
         "demo-chat": Entry("demo.chat", "packaged instructions, judged against reference answers", 40, "win_rate"),
         "demo-arithmetic": Entry(
             "demo.arithmetic",
@@ -92,7 +98,10 @@ SUITES: Mapping[str, Group] = MappingProxyType(
             "Python functions, run against tests in a sandbox: HumanEval, MBPP and their EvalPlus extensions",
             ("humaneval", "mbpp", "humaneval_plus", "mbpp_plus"),
         ),
-        "chat": Group("what should improve: open instructions, judged against a baseline", ("alpaca_eval",)),
+        "chat": Group(
+            "what should improve: open instructions, judged by a language model",
+            ("alpaca_eval", "mt_bench", "arena_hard"),
+        ),
         "demo": Group(
             "this project's own, packaged: no download", ("demo-chat", "demo-arithmetic", "demo-four-way", "demo-code")
         ),

@@ -3,24 +3,48 @@
 Paper: Dubois et al. 2024, "Length-Controlled AlpacaEval", arXiv 2404.04475.
 Data: tatsu-lab/alpaca_eval@cd543a14, results/gpt4_1106_preview/model_outputs.json; CC-BY-NC-4.0, not for commerce.
 Metric: win_rate, the mean of the judge's P(answer ≻ baseline); beside it the answer's length in characters and whether
-it was cut at the length limit. By source (helpful_base, koala, oasst, selfinstruct, vicuna) as strata.
+it was cut at the length limit. By source (helpful_base, koala, oasst, selfinstruct, vicuna) as strata. Further
+discrete_win_rate, the share of won comparisons, a draw half; and lc_win_rate, what would be won at the baseline's
+length (judged.length_controlled), with the interval of that figure, where theirs leaves out the fit's own error.
 Differs: the judge is the one that the run names, not gpt-4-1106-preview, and a win rate by another judge is no
-AlpacaEval score; answers are greedy and end after 1024 tokens, where each model of the leaderboard has settings of
-its own; the win rate is not length-controlled.
+AlpacaEval score; lc_win_rate by another judge rests on difficulties and gamed baselines that were fitted to theirs, so
+it corrects for length in part. Answers are greedy and end after 1024 tokens, where each model of the leaderboard has
+settings of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.judges import Judge
-from rlhf_bench.harness.types import Battle, Benchmark, EvalProtocol, Graded, Message, Request, Sample, Sampling, Score
+from rlhf_bench.harness.types import (
+    Battle,
+    Benchmark,
+    Completion,
+    Estimate,
+    EvalProtocol,
+    Graded,
+    Message,
+    Record,
+    Request,
+    Sample,
+    Sampling,
+    Score,
+)
 from rlhf_bench.suites.data import rows
+from rlhf_bench.suites.estimates import summary
+
+if TYPE_CHECKING:
+    from rlhf_bench.harness.stats import Interval
 
 MAX_TOKENS = 1024
 """By SmolLM2's tokens, 2% of the baseline's answers are longer, and 0 to 9% of those of nine published models."""
+LEAST_CONTROLLED = 100
+"""With fewer samples the length-controlled fit, which has three coefficients, is not made."""
 
 
 def load(protocol: EvalProtocol) -> Sequence[Sample]:
@@ -58,9 +82,46 @@ def grade(answered: Sequence[Graded], judge: Judge | None) -> Iterator[Score]:
         asked = tuple(turn for turn in sample.prompt if isinstance(turn, Message) and turn.role != "system")
         battles.append(Battle(sample.id, asked, answer.text, sample.reference))
     for score in judge.prefer(battles):
-        answer = answers[score.sample_id]
-        shape = {"length_chars": float(len(answer.text)), "truncated": float(answer.finish_reason == "length")}
-        yield replace(score, also={**score.also, **shape})
+        yield replace(score, also={**score.also, **shape(answers[score.sample_id])})
+
+
+def shape(answer: Completion) -> dict[str, float]:
+    """How long an answer is, and whether it was cut at the length limit."""
+    return {"length_chars": float(len(answer.text)), "truncated": float(answer.finish_reason == "length")}
+
+
+def summarise(records: Sequence[Record]) -> list[Estimate]:
+    """The discrete and the length-controlled win rate, from 0 to 1."""
+    from rlhf_bench.harness.stats import estimate
+
+    graded = [record for record in records if record.score.value is not None]
+    values = [record.score.value or 0.0 for record in graded]
+    discrete = [(1 + (value > 0.5) - (value < 0.5)) / 2 for value in values]
+    counts = len(graded), len(records)
+    return [
+        summary("alpaca_eval", "discrete_win_rate", *counts, lambda: estimate(discrete, kind="continuous")),
+        summary("alpaca_eval", "lc_win_rate", *counts, lambda: _length_controlled(graded), least=LEAST_CONTROLLED),
+    ]
+
+
+def _length_controlled(graded: Sequence[Record]) -> Interval:
+    """Of the graded samples; the standard error is by the score's influence function."""
+    from scipy import special
+
+    from rlhf_bench.harness.stats import Interval
+    from rlhf_bench.suites.judged.alpaca_eval import Annotation, fit
+    from rlhf_bench.suites.judged.files import Row
+
+    annotations = []
+    for place, record in enumerate(graded):
+        row, score = record.sample.row, record.score
+        owner = "", str(row["generator"]), "", str(row["instruction"])
+        chars = float(len(record.sample.reference)), score.also["length_chars"]
+        annotations.append(Annotation(*owner, score.value, *chars, place, Row(Path(), place + 1, row)))
+    found = fit(annotations)
+    half = float(special.stdtrit(len(graded) - 1, 0.975)) * found.se
+    low, high = max(0.0, found.score - half), min(1.0, found.score + half)
+    return Interval(found.score, low, high, found.se, f"t by influence function, {len(graded)} items")
 
 
 BENCHMARK = Benchmark(
@@ -74,4 +135,5 @@ BENCHMARK = Benchmark(
     grade=grade,
     judged=True,
     needs=("alpaca_eval/baseline",),
+    summarise=summarise,
 )

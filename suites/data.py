@@ -160,7 +160,19 @@ def _table(text: str) -> list[Row]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-_PARSERS: Mapping[str, Callable[[str], Sequence[Row]]] = {".json": json.loads, ".jsonl": _lines, ".csv": _table}
+def _settings(text: str) -> list[Row]:
+    """A YAML file is one row."""
+    import yaml
+
+    return [yaml.safe_load(text)]
+
+
+_PARSERS: Mapping[str, Callable[[str], Sequence[Row]]] = {
+    ".json": json.loads,
+    ".jsonl": _lines,
+    ".csv": _table,
+    ".yaml": _settings,
+}
 
 
 def _content(path: Path, limit_bytes: int) -> bytes:

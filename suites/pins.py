@@ -47,6 +47,9 @@ _HUMANEVAL = "openai/human-eval", "6d43fb980f9fee3c892a914eda09951f772ad10d"
 _HUMANEVAL_PLUS = "evalplus/humanevalplus_release", "200defce9e3429d28ca215b6dd061c0f7f31c18b"
 _MBPP = "deepseek-ai/DeepSeek-Coder", "2f9fd85927c669dae3c0fbb2d607274023af243e"
 _MBPP_PLUS = "evalplus/mbppplus_release", "dadf43da556a00f7bacd71cb154f2932757d9144"
+_FASTCHAT = "lm-sys/FastChat", "0e6d3e4beaab66f4d3f93db72541a4abab8af28d"
+_ARENA_HARD = "lmarena/arena-hard-auto", "196f6b826783b3da7310e361a805fa36f0be83f3"
+_ARENA_HARD_V01 = "lmarena/arena-hard-auto", "b4b78bf3b274e1cf4aa974d8bdf71c06938df604"
 _MBPP_SANITIZED = "mrigankpawagi/PropertyEval", "679140cc9111dd2ec3f4afeb3c0663f1ab24112c"
 
 PINS: Mapping[str, Pin] = MappingProxyType(
@@ -158,6 +161,60 @@ PINS: Mapping[str, Pin] = MappingProxyType(
             bytes=1899765,
             rows=805,
             licence="CC-BY-NC-4.0",
+        ),
+        "mt_bench/questions": Pin(
+            "mt_bench/question.jsonl",
+            *_FASTCHAT,
+            path="fastchat/llm_judge/data/mt_bench/question.jsonl",
+            sha256="119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7",
+            bytes=48929,
+            rows=80,
+            licence="Apache-2.0",
+        ),
+        "mt_bench/references": Pin(
+            "mt_bench/reference_answer.gpt-4.jsonl",
+            *_FASTCHAT,
+            path="fastchat/llm_judge/data/mt_bench/reference_answer/gpt-4.jsonl",
+            sha256="f957a5bc977badb66885ec970e6cd08527845780313f0995764260e5777b9b3f",
+            bytes=51109,
+            rows=30,
+            licence="Apache-2.0",
+        ),
+        "mt_bench/judge": Pin(
+            "mt_bench/judge_prompts.jsonl",
+            *_FASTCHAT,
+            path="fastchat/llm_judge/data/judge_prompts.jsonl",
+            sha256="fd283293406d024f44c174b094ef48031d0687a4682fd3a56b29b138f80281b6",
+            bytes=10449,
+            rows=8,
+            licence="Apache-2.0",
+        ),
+        "arena_hard/questions": Pin(
+            "arena_hard/v0.1/question.jsonl",
+            *_ARENA_HARD,
+            path="data/arena-hard-v0.1/question.jsonl",
+            sha256="2650242d2883f22b2abd498f273b6a7e02253cce533f5c91a858e1d44aa3002f",
+            bytes=272075,
+            rows=500,
+            licence="Apache-2.0",
+        ),
+        "arena_hard/baseline": Pin(
+            "arena_hard/v0.1/model_answer/gpt-4-0314.jsonl.gz",
+            *_ARENA_HARD,
+            path="data/arena-hard-v0.1/model_answer/gpt-4-0314.jsonl",
+            sha256="0f6abc84de4600fde987d9db70f838f4ecdbd27a2f1f4058c12aa322a6f791b2",
+            bytes=1270631,
+            rows=500,
+            licence="Apache-2.0",
+        ),
+        "arena_hard/judge": Pin(
+            "arena_hard/config/judge_config_v0.1.yaml",
+            *_ARENA_HARD_V01,
+            path="config/judge_config.yaml",
+            sha256="3b64f7004fc3a88f60914747b8c2b73ac04cbd6109e5901e328b9cba796e0c89",
+            bytes=2400,
+            rows=1,
+            licence="Apache-2.0",
         ),
         "alpaca_eval_lc/gamed": Pin(
             "alpaca_eval/df_gamed.csv",

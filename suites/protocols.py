@@ -16,6 +16,7 @@ AlpacaEval none. Of the metric that table says "acc" and no more. What it leaves
 - HumanEval and MBPP by one greedy answer (pass@1); the prompt alone, so the answer is a continuation.
 - Examples are the same for every question (the first of the training rows, or those that the task gives), so all
   questions share one prefix, which is computed once; lm-eval draws others for each question of ARC.
+- AlpacaEval, MT-Bench and Arena-Hard as their own code asks them: no examples, MT-Bench at a temperature by category.
 - No chat template and no system prompt on academic tasks, as lm-eval does unless asked.
 
 `lm-eval` is what that harness does when no flag is given: GSM8K with 5 shots of the training split's own solutions,

@@ -47,8 +47,9 @@ class OpenAIEngine:
     """Answers through POST {base}/chat/completions, or {base}/completions for a prompt that is text.
 
     `model` is asked for by this id and must be what answers, unless `any_model`. `key_env` names the variable that
-    holds the key. `identity` covers base URL, model and `revision`, which pins what the id alone does not (a build, a
-    fingerprint). `usage` counts what this process was answered; `cost` is its price.
+    holds the key, which an engine that is only planned with (`keyless`) does without. `identity` covers base URL, model
+    and `revision`, which pins what the id alone does not (a build, a fingerprint). `usage` counts what this process was
+    answered; `cost` is its price.
     Raises UserError for a base URL that is none or that holds credentials, for OpenAI without a key, and for a budget
     on a model whose price is unknown.
     """
@@ -64,6 +65,7 @@ class OpenAIEngine:
         limits: Limits = DEFAULT,
         budget: Budget | None = None,
         price: Price | None = None,
+        keyless: bool = False,
     ) -> None:
         self.model = model
         self.base = _checked_base(base or os.environ.get("OPENAI_BASE_URL") or OPENAI)
@@ -78,7 +80,7 @@ class OpenAIEngine:
         self._served: set[str] = set()
         if not model or not model.isprintable():
             raise UserError("the model's id is empty: write openai:MODEL or openai:MODEL@https://host/v1")
-        if not self._key and self.base == OPENAI:
+        if not self._key and self.base == OPENAI and not keyless:
             raise UserError(f"{OPENAI} needs a key: set {key_env}, or name another endpoint, openai:MODEL@URL")
         if not self._key.isascii() or not self._key.isprintable():
             raise UserError(f"{key_env} does not hold a key: it has characters that no key has")

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
-from rlhf_bench.harness.types import Battle, Score
+from rlhf_bench.harness.types import Battle, Completion, Request, Score
+
+if TYPE_CHECKING:
+    from rlhf_bench.harness.judges.llm import Judgment
+
+T = TypeVar("T")
 
 
 class Judge(typing.Protocol):
@@ -18,4 +24,16 @@ class Judge(typing.Protocol):
 
     def prefer(self, battles: Sequence[Battle]) -> Iterator[Score]:
         """For each battle P(answer ≻ baseline) in [0, 1], in any order; None with a reason where it cannot say."""
+        ...
+
+
+@typing.runtime_checkable
+class Asks(Judge, typing.Protocol):
+    """A judge that is a language model: a benchmark may ask it in its own words, and read the verdict itself."""
+
+    @property
+    def manifest(self) -> Mapping[str, str]: ...
+
+    def ask(self, requests: Iterable[Request], read: Callable[[Completion], T]) -> Iterator[Judgment[T]]:
+        """Each distinct request with its judgment, in any order (`llm.ask`)."""
         ...

@@ -17,6 +17,7 @@ from rlhf_bench.harness.codec import digest
 from rlhf_bench.harness.engines import Engine
 from rlhf_bench.harness.engines.stored import stored_or_asked
 from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.judges import Asks
 from rlhf_bench.harness.judges.readers import LEAST_MASS, Unreadable, first_preferred, is_switched
 from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.store import Store
@@ -64,6 +65,25 @@ def ask(
         waiting = further
 
 
+def ask_each(
+    asked: Mapping[str, Sequence[Request]], read: Callable[[Completion], T], judge: Asks
+) -> Iterator[tuple[str, list[Judgment[T]]]]:
+    """Each name with the judgments of its requests, in their order, once all of them are there."""
+    owner = {request: name for name, requests in asked.items() for request in requests}
+    found: dict[Request, Judgment[T]] = {}
+    for judgment in judge.ask(owner, read):
+        found[judgment.request] = judgment
+        name = owner[judgment.request]
+        if all(request in found for request in asked[name]):
+            yield name, [found[request] for request in asked[name]]
+
+
+def fill(template: str, places: Mapping[str, str]) -> str:
+    """`template` with each {place} filled in, once: what stands in an answer is never a place."""
+    pattern = "|".join(re.escape(f"{{{name}}}") for name in places)
+    return re.sub(pattern, lambda match: places[match[0][1:-1]], template)
+
+
 @dataclass(frozen=True, slots=True)
 class PairPrompt:
     """How a judge is asked which of two outputs is better: it answers with the `first` or the `second` name.
@@ -82,12 +102,8 @@ class PairPrompt:
 
     def filled(self, instruction: str, output_1: str, output_2: str) -> Conversation:
         """The messages with their places filled in, once: what stands in an output is never a place or a role."""
-        values = {"{instruction}": instruction, "{output_1}": output_1, "{output_2}": output_2}
-        pattern = re.compile("|".join(map(re.escape, values)))
-        return tuple(
-            Message(message.role, pattern.sub(lambda match: values[match[0]], message.content).strip())
-            for message in self.messages
-        )
+        places = {"instruction": instruction, "output_1": output_1, "output_2": output_2}
+        return tuple(Message(message.role, fill(message.content, places).strip()) for message in self.messages)
 
 
 def weighted_prompt(name: str, configs: str, template: str) -> PairPrompt:
@@ -152,6 +168,14 @@ class LLMJudge:
             yield from (Score(battle.sample_id, 0.5) for battle in battles if battle.answer == battle.baseline)
             for score in self._scored(differing) if self._scores else self._sampled(differing):
                 yield score
+                advance(1)
+
+    def ask(self, requests: Iterable[Request], read: Callable[[Completion], T]) -> Iterator[Judgment[T]]:
+        """Each distinct request with its judgment, each stored before it is given: a benchmark's own questions."""
+        wanted = list(requests)
+        with self._track(f"judge {self.name}", len(wanted)) as advance:
+            for judgment in ask(wanted, read, self._engine, self._store):
+                yield judgment
                 advance(1)
 
     def _sampled(self, battles: Sequence[Battle]) -> Iterator[Score]:

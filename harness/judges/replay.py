@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 
 from rlhf_bench.harness.codec import digest
 from rlhf_bench.harness.errors import UnknownName, UserError
+from rlhf_bench.harness.files import json_rows
 from rlhf_bench.harness.judges.llm import instruction_of
 from rlhf_bench.harness.judges.readers import is_switched
 from rlhf_bench.harness.types import Battle, Score
@@ -52,16 +50,7 @@ class ReplayJudge:
 
 def replay(path: Path) -> ReplayJudge:
     """The judge `replay:FILE` of an annotations.json, or a jsonl of the same rows, gzipped or not. Raises UserError."""
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode()
-        rows = json.loads(text) if text.lstrip()[:1] == "[" else [json.loads(x) for x in text.split("\n") if x.strip()]
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        said = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as annotations ({said}): give an annotations.json") from error
-    if not rows:
-        raise UserError(f"{path} holds no judgments: give an annotations.json")
-    return ReplayJudge(f"replay:{path.name}", rows)
+    return ReplayJudge(f"replay:{path.name}", json_rows(path, "annotations"))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
@@ -22,9 +22,19 @@ SCORERS: Mapping[str, str] = MappingProxyType(
         "alpaca_eval": "rlhf_bench.suites.judged.alpaca_eval",
         "arena_hard": "rlhf_bench.suites.judged.arena_hard",
         "mt_bench": "rlhf_bench.suites.judged.mt_bench",
+        "humaneval": "rlhf_bench.suites.judged.code",
+        "mbpp": "rlhf_bench.suites.judged.code",
+        "gsm8k": "rlhf_bench.suites.judged.lm_eval",
+        "mmlu": "rlhf_bench.suites.judged.lm_eval",
+        "arc_challenge": "rlhf_bench.suites.judged.lm_eval",
+        "truthfulqa_mc1": "rlhf_bench.suites.judged.lm_eval",
+        "truthfulqa_mc2": "rlhf_bench.suites.judged.lm_eval",
+        "lm_eval": "rlhf_bench.suites.judged.lm_eval",
     }
 )
 """By benchmark, the module whose `score` reads its files."""
+JUDGED = ("alpaca_eval", "arena_hard", "mt_bench")
+"""Those whose rows are a judge's verdicts."""
 
 MUCH_UNGRADED = 0.02
 """A greater share than this without a verdict is said with the score."""
@@ -73,6 +83,8 @@ class Choice:
     version: str | None = None
     official_row_order: bool = False
     answers: tuple[Path, ...] = field(default=())
+    benchmark: str = ""
+    """The one that is scored: set by `score`."""
 
 
 Scorer: TypeAlias = Callable[[Sequence[Path], Choice], list[Scored]]
@@ -88,7 +100,7 @@ def scorer(benchmark: str) -> Scorer:
 
 def score(benchmark: str, files: Sequence[Path], choice: Choice) -> list[Scored]:
     """One Scored for each model in the files, in their order. Raises UserError for what cannot be scored truly."""
-    found = scorer(benchmark)(files, choice)
+    found = scorer(benchmark)(files, replace(choice, benchmark=benchmark))
     if choice.model is not None:
         known = [each.model for each in found]
         found = [each for each in found if each.model == choice.model]

@@ -65,10 +65,14 @@ class LengthControlled:
 
 
 def length_feature(baseline_chars: Floats, model_chars: Floats) -> Floats:
-    """tanh((baseline − model) / sd) of each row, the sd over all rows with n − 1; 0 where all differences are equal."""
+    """tanh((baseline − model) / sd) of each row, the sd over all rows with n − 1; 0 where all differences are equal.
+
+    A row without a length (NaN) has none, and counts for no other's, as in pandas.
+    """
     difference = baseline_chars - model_chars
-    spread = float(difference.std(ddof=1)) if difference.size > 1 else 0.0
-    return np.tanh(difference / spread) if spread > 0 else np.zeros_like(difference)
+    known = difference[np.isfinite(difference)]
+    spread = float(known.std(ddof=1)) if known.size > 1 else 0.0
+    return np.tanh(difference / spread) if spread > 0 else difference * 0.0
 
 
 def length_controlled(
@@ -76,10 +80,10 @@ def length_controlled(
 ) -> LengthControlled:
     """Fit one model's rows, [rows] each: the preference for it in [0, 1] or NaN, `length_feature`, and the difficulty.
 
-    Rows without a preference take no part in the fit and do in the score, as in the official code. Raises ValueError
+    Rows without a preference or a length take no part in the fit and do in the score, as in the official code. Raises ValueError
     where no row has a preference.
     """
-    judged = np.isfinite(preferences)
+    judged = np.isfinite(preferences) & np.isfinite(length)
     if not judged.any():
         raise ValueError("no row has a preference")
     ours = np.column_stack([length, difficulty, np.ones_like(length)])
@@ -127,7 +131,7 @@ def bootstrap(
 ) -> Floats:
     """The score of resampled instructions, refitted: [resamples]. C, the lengths' sd and the gamed rows stay."""
     ours = np.column_stack([length, difficulty, np.ones_like(length)])
-    judged = np.isfinite(preferences)
+    judged = np.isfinite(preferences) & np.isfinite(length)
     rng = np.random.default_rng(seed)
     rows = len(ours)
     counts = rng.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(np.float64)

@@ -73,7 +73,7 @@ def test_the_identity_is_the_content_and_not_the_name() -> None:
 def test_a_file_that_is_no_file_of_judgments_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "annotations.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"cannot be read as annotations|holds no judgments") as raised:
+    with pytest.raises(UserError, match=r"cannot be read as annotations|holds no annotations") as raised:
         replay(path)
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="No such file"):

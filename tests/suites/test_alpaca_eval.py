@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlhf_bench.harness.errors import UserError
-from rlhf_bench.harness.types import Battle, Completion, EvalProtocol, Message, Sample, Score
+from rlhf_bench.harness.run import estimates_of
+from rlhf_bench.harness.types import Battle, Completion, EvalProtocol, Message, Record, Sample, Score
 from rlhf_bench.suites import protocol
-from rlhf_bench.suites.alpaca_eval import BENCHMARK, MAX_TOKENS
+from rlhf_bench.suites.alpaca_eval import BENCHMARK, MAX_TOKENS, shape
+from rlhf_bench.suites.judged import Choice, score
 
 
 class Prefers:
@@ -104,3 +108,59 @@ def test_an_empty_answer_goes_to_the_judge_and_its_reason_is_kept(samples: list[
 def test_without_a_judge_nothing_is_graded(samples: list[Sample]) -> None:
     with pytest.raises(UserError, match="needs a judge: name one with --judge"):
         list(BENCHMARK.grade([(samples[0], (Completion(samples[0].id, 0, "x", "stop", 1),))], None))
+
+
+def published(mirror: Path, model: str) -> list[dict[str, Any]]:
+    content = (mirror / "alpaca_eval" / "full" / f"{model}.annotations.json.gz").read_bytes()
+    found: list[dict[str, Any]] = json.loads(gzip.decompress(content))
+    return found
+
+
+def records_of(samples: list[Sample], annotations: list[dict[str, Any]]) -> list[Record]:
+    """The published answers and preferences as a run would record them."""
+    by_instruction = {row["instruction"]: row for row in annotations}
+    found = []
+    for sample in samples:
+        row = by_instruction[sample.row["instruction"]]
+        answer = Completion(sample.id, 0, row["output_2"], "stop", 1)
+        value = None if row["preference"] is None else row["preference"] - 1
+        score = Score(sample.id, value, "" if value is not None else "null", shape(answer))
+        found.append(Record("alpaca_eval", sample.id, sample, (answer,), score))
+    return found
+
+
+@pytest.mark.parametrize("model", ["gpt-3.5-turbo-1106"])
+def test_a_runs_win_rates_are_those_of_the_same_annotations_in_a_file(
+    samples: list[Sample], mirror: Path, model: str
+) -> None:
+    annotations = published(mirror, model)
+    found = {each.metric: each for each in estimates_of(BENCHMARK, records_of(samples, annotations))}
+    (official,) = score("alpaca_eval", [mirror / "alpaca_eval" / "full" / f"{model}.annotations.json.gz"], Choice())
+    assert official.ungraded == 0
+    for metric in ("win_rate", "discrete_win_rate", "lc_win_rate"):
+        wanted = official.metrics[metric]
+        ours = [100 * getattr(found[metric], name) for name in ("mean", "low", "high", "se")]
+        assert ours == pytest.approx([wanted.value, wanted.low, wanted.high, wanted.se])
+    assert found["lc_win_rate"].mean * 100 == pytest.approx(19.3, abs=0.3)
+
+
+def test_of_too_few_samples_there_is_no_length_controlled_win_rate_and_it_says_why(
+    samples: list[Sample], mirror: Path
+) -> None:
+    records = records_of(samples, published(mirror, "gpt-3.5-turbo-1106"))[:99]
+    found = {each.metric: each for each in estimates_of(BENCHMARK, records)}
+    assert found["lc_win_rate"].mean is None
+    assert found["lc_win_rate"].why == "lc_win_rate: 99 of 99 samples are graded; it needs half and at least 100"
+    assert found["discrete_win_rate"].mean is not None
+
+
+def test_without_the_gamed_baselines_the_length_controlled_win_rate_says_how_to_get_them(
+    samples: list[Sample], mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = records_of(samples, published(mirror, "gpt-3.5-turbo-1106"))
+    (tmp_path / "alpaca_eval").mkdir()
+    monkeypatch.setenv("RLHF_BENCH_DATA", str(tmp_path))
+    monkeypatch.setenv("RLHF_BENCH_HOME", str(tmp_path))
+    found = {each.metric: each for each in estimates_of(BENCHMARK, records)}
+    assert found["lc_win_rate"].mean is None
+    assert "suites fetch alpaca_eval_lc" in found["lc_win_rate"].why

@@ -14,7 +14,10 @@ from rlhf_bench.suites.pins import PINS
 from rlhf_bench.suites.protocols import PROTOCOLS
 
 GRADED = [
-    (name, protocol) for name in suites.BENCHMARKS if name not in {"alpaca_eval", "demo-chat"} for protocol in PROTOCOLS
+    (name, protocol)
+    for name in suites.BENCHMARKS
+    if name not in {"alpaca_eval", "mt_bench", "arena_hard", "demo-chat"}
+    for protocol in PROTOCOLS
 ]
 
 

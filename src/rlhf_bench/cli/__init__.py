@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 from rlhf_bench import __version__
-from rlhf_bench.cli import board, compare, doctor, gate, iterate, models, promote, run, runs, score, suites, train
+from rlhf_bench.cli import (
+    board,
+    compare,
+    doctor,
+    gate,
+    iterate,
+    judge,
+    models,
+    promote,
+    run,
+    runs,
+    score,
+    suites,
+    train,
+)
 from rlhf_bench.cli.show import complain
 from rlhf_bench.harness.errors import RlhfBenchError
 
@@ -25,6 +39,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("score")(score.score)
+app.add_typer(judge.app, name="judge")
 app.command("compare")(compare.compare)
 app.command("gate")(gate.gate)
 app.command("promote")(promote.promote)

@@ -39,7 +39,7 @@ def iterate(
     _require_asked(policy, chosen)
     with wiring.open_store() as store:
         if plan.judge != wiring.DEMO_JUDGE and any(each.judged for each in chosen.benchmarks):
-            wiring.reward_checkpoint(plan.judge, store, track)  # a name that is wrong is found before any long work
+            wiring.judge(plan.judge, store, track)  # a name that is wrong is found before any long work
 
         def measure(checkpoint: Checkpoint) -> Report:
             return wiring.measure(wiring.name_of(checkpoint, store), asked, store, track)

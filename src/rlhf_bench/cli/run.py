@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_bench.cli import options, show, tables, wiring
+from rlhf_bench.cli import options, plan, show, tables, wiring
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.store import Store
@@ -36,12 +36,28 @@ def run(
         typer.Option(
             "--model",
             "-m",
-            help="Alias, folder, champion, hf:org/name[@revision] or scripted:NAME.",
+            help="Alias, folder, champion, hf:org/name[@revision], openai:MODEL[@URL], outputs:FILE or scripted:NAME.",
             show_default="the champion, or smollm2-135m-instruct while there is none",
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", "-L", min=1, help="Only the first N samples of each.")] = None,
-    judge: Annotated[str, typer.Option(help="Reward model that judges chat answers.")] = wiring.DEMO_JUDGE,
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="Who judges chat answers: openai:MODEL[@URL], llm:MODEL (a local one), replay:FILE, scripted:RULE, or "
+            "a reward model."
+        ),
+    ] = wiring.DEMO_JUDGE,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Calls of an API in flight at once.", show_default="64")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Most that calls of an API may cost, such as 5usd; then the run stops and can be resumed."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be asked: calls, tokens and cost.")
+    ] = False,
     protocol: Annotated[
         str, typer.Option(help="paper (the shots of its Table 6) or lm-eval.", autocompletion=options.protocols)
     ] = "paper",
@@ -87,13 +103,19 @@ def run(
         apply_chat_template=apply_chat_template,
         fewshot_as_multiturn=fewshot_as_multiturn,
         system_instruction=system_instruction,
-        judge_spec=judge,
+        judge_spec=wiring.lasting(judge),
         limit=limit,
         dtype=dtype,
         device=device,
+        concurrency=concurrency,
+        budget=budget,
     )
     with wiring.open_store() as store:
-        report = wiring.measure(wiring.default_model(store) if model is None else model, asked, store, show.bars())
+        model = wiring.default_model(store) if model is None else wiring.lasting(model)
+        if dry_run:
+            planned = plan.planned(model, asked, store, show.bars())
+            return show.as_json(planned) if json else tables.planned(planned)
+        report = wiring.measure(model, asked, store, show.bars())
         if json:
             show.as_json(report)
         else:
@@ -105,6 +127,7 @@ def print_run(store: Store, report: Report) -> None:
     from rlhf_bench.harness.store import default_store_url
 
     tables.report(report)
+    tables.costs(report)
     show.say(f"run {report.run_id} in {show.redact(default_store_url())}")
     earlier = [
         each.id

@@ -88,20 +88,25 @@ def resume(run: RunName = "latest", json: options.Json = False) -> None:
 def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write to.")],
     run: RunName = "latest",
-    format_: Annotated[Literal["lm-eval"], typer.Option("--format", help="Whose files.")] = "lm-eval",
+    format_: Annotated[
+        Literal["lm-eval", "alpaca-eval", "mt-bench"], typer.Option("--format", help="Whose files.")
+    ] = "lm-eval",
     json: options.Json = False,
 ) -> None:
-    """Write a run as lm-eval does: results_*.json, and a samples_*.jsonl for each task."""
+    """Write a run as lm-eval does (results_*.json, and a samples_*.jsonl for each task), or its chat answers.
+
+    alpaca-eval: model_outputs.json and annotations.json; mt-bench: model_answer/MODEL.jsonl.
+    """
     with wiring.open_store() as store:
         found = wiring.find_run(store, run)
-        paths, left_out = wiring.export(store, found, output)
+        paths, left_out = wiring.export(store, found, output, format_)
     if json:
         show.as_json({"files": [str(path) for path in paths], "left_out": left_out})
         return
     for path in paths:
         show.say(str(path))
     if left_out:
-        show.say(f"note: lm-eval has no task for {', '.join(left_out)}: left out")
+        show.say(f"note: {format_} has no place for {', '.join(left_out)}: left out")
 
 
 @app.command("import")

@@ -22,8 +22,16 @@ def _benchmarks(incomplete: str) -> list[str]:
 
 
 def score(
-    benchmark: Annotated[str, typer.Argument(help="alpaca_eval, arena_hard or mt_bench.", autocompletion=_benchmarks)],
-    files: Annotated[list[Path], typer.Argument(help="Judgments, as JSON, JSON lines or CSV, gzipped or not.")],
+    benchmark: Annotated[
+        str,
+        typer.Argument(
+            help="alpaca_eval, arena_hard, mt_bench, humaneval, mbpp, gsm8k, mmlu, … or lm_eval.",
+            autocompletion=_benchmarks,
+        ),
+    ],
+    files: Annotated[
+        list[Path], typer.Argument(help="Judgments or samples, as JSON, JSON lines or CSV, gzipped or not.")
+    ],
     model: Annotated[str | None, typer.Option("--model", help="Only this model.")] = None,
     judge: Annotated[str | None, typer.Option("--judge", help="Only this judge's verdicts.")] = None,
     baseline: Annotated[str | None, typer.Option("--baseline", help="Only comparisons with this baseline.")] = None,
@@ -67,9 +75,12 @@ def _print(found: Scored) -> None:
         right=("value", "SE"),
         whole=("95% interval",),
     )
+    from rlhf_bench.suites.judged import JUDGED
+
     judged = f"judge {found.judge}" if found.judge else "judge not named in the file"
     against = f", against {found.baseline}" if found.baseline else ""
-    show.say(f"{judged}{against}; {found.graded} graded, {found.ungraded} ungraded")
+    by = f"{judged}{against}; " if found.benchmark in JUDGED else ""
+    show.say(f"{by}{found.graded} graded, {found.ungraded} ungraded")
     for note in found.notes:
         show.say(f"note: {note}")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rlhf_bench.cli import show, wiring
 
 if TYPE_CHECKING:
+    from rlhf_bench.harness.dry import Planned
     from rlhf_bench.harness.types import Check, Comparison, Estimate, Report, Verdict
 
 
@@ -47,6 +48,36 @@ def report(found: Report) -> None:
             show.say(f"{each.benchmark}: {each.why}")
     if found.judge == wiring.DEMO_JUDGE:
         show.say(f"note: {wiring.DEMO_JUDGE} is the reward that the demo trains on: what it judges reads optimistic")
+
+
+def costs(found: Report) -> None:
+    """What calls of an API took, of the model and of the judge, where there were any."""
+    for who, about in (("answers", found.manifest.get("engine")), ("judgments", found.manifest.get("judge_manifest"))):
+        if about and "cost" in about:
+            show.say(f"{who}: {about['usage']}; {about['cost']}")
+
+
+def planned(plan: Planned) -> None:
+    """What a run would ask, and cost."""
+    parts = [("answers", plan.model, plan.answers, plan.answers_known)]
+    if plan.judgments is not None:
+        parts.append(("judgments", plan.judge or "", plan.judgments, plan.judgments_known))
+    rows = [
+        (what, by, each.calls, known, each.input_tokens, each.output_tokens, _dollars(each.usd))
+        for what, by, each, known in parts
+    ]
+    columns = ("what", "by", "calls", "kept", "tokens in", "tokens out", "cost")
+    show.table("a dry run: nothing was asked", columns, rows, right=columns[2:])
+    show.say("tokens in at 4 characters each; tokens out at most; kept: answered before, not asked again")
+    if plan.judge is not None and plan.answers.calls:
+        long = f"{plan.answers.calls} answers are still to be given: a judge's reading is estimated with the longest"
+        show.say(f"{long} that they can get")
+    if plan.judge is not None and plan.judgments is None:
+        show.say(f"{plan.judge} is asked nothing that costs")
+
+
+def _dollars(usd: float | None) -> str:
+    return "unknown price" if usd is None else "free" if usd == 0 else f"${usd:.2f}" if usd >= 1 else f"${usd:.4f}"
 
 
 def strata(benchmark: str, parts: Sequence[tuple[str, Estimate]]) -> None:

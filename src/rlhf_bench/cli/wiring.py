@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf_bench.harness.errors import UnknownName, UserError
 
 if TYPE_CHECKING:
+    from rlhf_bench.harness.engines import Engine
     from rlhf_bench.harness.engines.pace import Limits
     from rlhf_bench.harness.judges import Judge
     from rlhf_bench.harness.policy import Policy
@@ -43,6 +44,8 @@ class Asked:
     limit: int | None = None
     dtype: str = "auto"
     device: str = "auto"
+    concurrency: int | None = None
+    budget: str | None = None
 
 
 def open_store() -> Store:
@@ -78,6 +81,12 @@ def protocol(asked: Asked, chosen: Suite) -> EvalProtocol:
     )
 
 
+def lasting(spec: str) -> str:
+    """The name of a model or judge, with the file in it named so that it is found from any folder."""
+    kind, colon, file = spec.partition(":")
+    return f"{kind}:{Path(file).expanduser().absolute()}" if kind in ("outputs", "replay") and colon else spec
+
+
 def default_model(store: Store) -> str:
     """The champion, or the model that is built in while there is none."""
     return DEFAULT_MODEL if store.champion() is None else "champion"
@@ -96,10 +105,19 @@ def reward_checkpoint(spec: str, store: Store, track: Track) -> Checkpoint:
 
 
 def judge(
-    spec: str, store: Store, track: Track, *, limits: Limits | None = None, budget: Budget | None = None
+    spec: str,
+    store: Store,
+    track: Track,
+    *,
+    limits: Limits | None = None,
+    budget: Budget | None = None,
+    around: Callable[[Engine], Engine] | None = None,
+    models: Store | None = None,
 ) -> Judge:
     """The judge of this name: `openai:MODEL[@URL]`, `llm:MODEL` (a local model), `replay:FILE`, `scripted:RULE`, or
-    a reward model. The first two are asked as AlpacaEval asks its judge; `limits` and `budget` are for the first."""
+    a reward model. The first two are asked as AlpacaEval asks its judge; `limits` and `budget` are for the first.
+    With `around`, for a dry run, their engine is what it makes of it, and no reward model is loaded. Local models are
+    looked up in `models`, by default `store`, where judgments are kept."""
     kind, _, name = spec.partition(":")
     if kind == "scripted":
         from rlhf_bench.harness.judges.replay import scripted_judge
@@ -114,9 +132,14 @@ def judge(
         from rlhf_bench.harness.models import open_engine
         from rlhf_bench.suites.judge_prompts import alpaca_eval_prompt
 
-        local = kind == "llm"
-        engine = open_engine(name if local else spec, store, limits=limits, budget=budget, track=track)
-        return LLMJudge(engine, store, alpaca_eval_prompt(), scores=local, track=track)
+        local, keyless = kind == "llm", around is not None
+        spec = name if local else spec
+        engine = open_engine(spec, models or store, limits=limits, budget=budget, keyless=keyless, track=track)
+        return LLMJudge(around(engine) if around else engine, store, alpaca_eval_prompt(), scores=local, track=track)
+    if around is not None:
+        from rlhf_bench.harness.dry import DryJudge
+
+        return DryJudge(spec)
     from rlhf_bench.harness.judges.reward import RewardModel
 
     return RewardModel(reward_checkpoint(spec, store, track), name=spec)
@@ -124,21 +147,12 @@ def judge(
 
 def measure(model: str, asked: Asked, store: Store, track: Track) -> Report:
     """Evaluate `model`. What can be wrong is found before a judge is trained or a model is loaded."""
-    from rlhf_bench.harness.models import open_engine
     from rlhf_bench.harness.run import evaluate
     from rlhf_bench.suites import data
 
-    chosen = suite(asked.suite, asked.include_path)
-    regime = protocol(asked, chosen)
-    champion = store.champion()
-    if model == "champion" and champion is not None:
-        model = name_of(find_checkpoint(store, champion.checkpoint), store)
-
-    def references() -> dict[str, str]:
-        samples = (sample for each in chosen.benchmarks for sample in each.load(regime))
-        return {sample.id: sample.reference for sample in samples}
-
-    engine = open_engine(model, store, dtype=asked.dtype, device=asked.device, references=references, track=track)
+    limits, budget = bounds(asked)
+    chosen, regime = asked_of(asked)
+    engine = engine_of(model, asked, store, track, limits=limits, budget=budget)
     needs = list(dict.fromkeys(need for each in chosen.benchmarks for need in each.needs))
     data.fetch(needs, track)
     judged = [each.name for each in chosen.benchmarks if each.judged]
@@ -147,11 +161,53 @@ def measure(model: str, asked: Asked, store: Store, track: Track) -> Report:
         engine,
         protocol=regime,
         store=store,
-        judge=judge(asked.judge_spec, store, track) if judged else None,
+        judge=judge(asked.judge_spec, store, track, limits=limits, budget=budget) if judged else None,
         limit=asked.limit,
-        settings={"model": model} | asdict(asked),
+        settings={"model": _named(model, store)} | asdict(asked),
         manifest_extra={"data": data.digests(needs), "judged": judged},
         track=track,
+    )
+
+
+def asked_of(asked: Asked) -> tuple[Suite, EvalProtocol]:
+    """What is asked, and how."""
+    chosen = suite(asked.suite, asked.include_path)
+    return chosen, protocol(asked, chosen)
+
+
+def bounds(asked: Asked) -> tuple[Limits | None, Budget | None]:
+    """How fast an API is asked, and for how much. Raises UserError for a budget that is no amount."""
+    from rlhf_bench.harness.engines.pace import Limits
+    from rlhf_bench.harness.prices import Budget, dollars
+
+    limits = None if asked.concurrency is None else Limits(concurrency=asked.concurrency)
+    return limits, None if asked.budget is None else Budget(dollars(asked.budget))
+
+
+def _named(model: str, store: Store) -> str:
+    """The model, where it is called the champion by the name that it keeps."""
+    champion = store.champion()
+    if model == "champion" and champion is not None:
+        return name_of(find_checkpoint(store, champion.checkpoint), store)
+    return model
+
+
+def engine_of(model: str, asked: Asked, store: Store, track: Track, **limits: Any) -> Engine:
+    """The engine that answers. `limits` are open_engine's options for an API."""
+    from rlhf_bench.harness.models import open_engine
+
+    def references() -> dict[str, str]:
+        chosen, regime = asked_of(asked)
+        return {sample.id: sample.reference for each in chosen.benchmarks for sample in each.load(regime)}
+
+    return open_engine(
+        _named(model, store),
+        store,
+        dtype=asked.dtype,
+        device=asked.device,
+        references=references,
+        track=track,
+        **limits,
     )
 
 
@@ -160,7 +216,7 @@ def measure_again(run: Run, store: Store, track: Track) -> Report:
     if not run.settings:
         raise UserError(f"run {run.id} was not started by `rlhf-bench run`: start it again where it was started")
     model, registered = run.settings["model"], store.checkpoint(run.checkpoint)
-    if registered is not None and not model.startswith("scripted:"):
+    if registered is not None and not model.startswith(("scripted:", "openai:", "outputs:")):
         model = name_of(registered, store)
     return measure(model, asked_before(run), store, track)
 
@@ -183,14 +239,17 @@ def strata(store: Store, report: Report, benchmarks: Iterable[str]) -> dict[str,
     return {name: parts for name, parts in found.items() if parts}
 
 
-def export(store: Store, run: Run, folder: Path) -> tuple[list[Path], list[str]]:
-    """Write the run as lm-eval's files; gives them, and the benchmarks that are left out: lm-eval has no task for them.
+def export(store: Store, run: Run, folder: Path, form: str = "lm-eval") -> tuple[list[Path], list[str]]:
+    """Write the run as files of this form; gives them, and the benchmarks that have no place in it.
 
     Raises UserError where the run cannot be asked for its definitions again, or has nothing of lm-eval's.
     """
     from rlhf_bench.harness import codec
+    from rlhf_bench.suites import chat_export
     from rlhf_bench.suites.lm_eval_export import write
 
+    if form in chat_export.FORMATS:
+        return chat_export.export(form, run, store.records(run.id), folder)
     report = store.report(run.id)
     if not run.settings:
         raise UserError(f"run {run.id} was not made by `rlhf-bench run`, so its tasks cannot be looked up again")

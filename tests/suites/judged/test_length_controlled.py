@@ -193,3 +193,12 @@ def test_alpaca_evals_own_fit_of_the_same_rows_agrees(
             )
             assert 100 * ours.score == pytest.approx(found["length_controlled_winrate"], abs=points)
             assert 100 * ours.published_se == pytest.approx(found["lc_standard_error"], abs=points)
+
+
+def test_a_row_without_a_length_leaves_the_others_theirs() -> None:
+    lengths = np.array([10.0, 250.0, 90.0, np.nan])
+    whole = length_feature(np.full(3, 100.0), lengths[:3])
+    partly = length_feature(np.full(4, 100.0), lengths)
+    assert np.array_equal(partly[:3], whole)
+    assert np.isnan(partly[3])
+    assert len(set(whole)) == 3
