@@ -21,7 +21,7 @@ from rlhf_bench.harness.engines import Engine
 from rlhf_bench.harness.errors import Fault, RlhfBenchError, UserError
 from rlhf_bench.harness.judges import Judge
 from rlhf_bench.harness.progress import Advance, Track, silent
-from rlhf_bench.harness.sandbox import level
+from rlhf_bench.harness.sandbox import REVISION, level
 from rlhf_bench.harness.stats import estimate
 from rlhf_bench.harness.store import Run, Store
 from rlhf_bench.harness.types import (
@@ -260,7 +260,8 @@ def _grade_key(benchmark: Benchmark, graded: Graded, judge: str | None) -> str:
     sample, completions = graded
     said = [[c.index, c.text, c.finish_reason, c.logprob, c.greedy] for c in completions]
     asked = [sample_digest(sample), plain(sample.row)]
-    return digest([benchmark.name, benchmark.version, asked, said, judge])
+    by = REVISION if "runs" in sample.tags else judge
+    return digest([benchmark.name, benchmark.version, asked, said, by])
 
 
 def _estimate(
