@@ -312,7 +312,7 @@ def test_a_metric_that_the_task_does_not_have_is_named_beside_those_it_has(task_
         lm_eval_tasks.grade_sample(task, "acc", sample, [Completion(sample.id, 0, "air", "stop", 1)])
 
 
-def test_a_task_that_begins_the_answer_does_so_in_the_assistants_turn_of_a_conversation(task_of: Callable[..., Any]) -> None:
+def test_a_task_that_begins_the_answer_does_so_in_the_assistants_turn(task_of: Callable[..., Any]) -> None:
     task = task_of(gen_prefix="It is")
     [sample] = lm_eval_tasks.load_samples(task, "gas", EvalProtocol("mine"))
     assert sample.prompt == "Which is a gas? It is"
