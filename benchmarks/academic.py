@@ -71,13 +71,13 @@ class Case:
 
 CASES = {
     "mmlu": Case(("mmlu",), PAPER, 50, 6.0, SUBJECTS),
-    "truthfulqa": Case(("truthfulqa_mc1", "truthfulqa_mc2"), PAPER, 200, 8.0, piece=40),
+    "truthfulqa": Case(("truthfulqa_mc1", "truthfulqa_mc2"), PAPER, 200, 8.0, piece=25),
     "arc-random": Case(("arc_challenge",), RANDOM, 40, 3.3),
     "arc-fixed": Case(("arc_challenge",), PAPER, 40, 15.0),
     "arc-0-shot": Case(("arc_challenge",), protocol("lm-eval"), 200),
-    "gsm8k": Case(("gsm8k",), PAPER, 200, 2.5, batch=16, piece=50),
-    "mbpp": Case(("mbpp",), PAPER, 200, batch=16, piece=100),
-    "humaneval": Case(("humaneval",), PAPER, 164, batch=16, piece=82, max_tokens=256),
+    "gsm8k": Case(("gsm8k",), PAPER, 200, 2.5, batch=4, piece=50),
+    "mbpp": Case(("mbpp",), PAPER, 200, batch=8, piece=50, max_tokens=96),
+    "humaneval": Case(("humaneval",), PAPER, 164, batch=8, piece=41, max_tokens=96),
 }
 
 

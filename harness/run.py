@@ -22,7 +22,7 @@ from rlhf_bench.harness.engines.stored import stored_or_asked
 from rlhf_bench.harness.errors import Fault, RlhfBenchError, UserError
 from rlhf_bench.harness.judges import Asks, Judge
 from rlhf_bench.harness.progress import Advance, Track, silent
-from rlhf_bench.harness.sandbox import level
+from rlhf_bench.harness.sandbox import REVISION, level
 from rlhf_bench.harness.stats import estimate
 from rlhf_bench.harness.store import Run, Store
 from rlhf_bench.harness.types import (
@@ -276,7 +276,8 @@ def _grade_key(benchmark: Benchmark, graded: Graded, judge: str | None) -> str:
     sample, completions = graded
     said = [[c.index, c.text, c.finish_reason, c.logprob, c.greedy] for c in completions]
     asked = [sample_digest(sample), plain(sample.row)]
-    return digest([benchmark.name, benchmark.version, asked, said, judge])
+    by = REVISION if "runs" in sample.tags else judge
+    return digest([benchmark.name, benchmark.version, asked, said, by])
 
 
 def _estimate(

@@ -41,7 +41,7 @@ def write(
         mine = [record for record in records if record.benchmark == benchmark.name]
         found = _tasks(benchmark, mine, protocol)
         tasks |= found
-        if len(found) > 1:
+        if any("stratum" in record.sample.tags for record in mine):
             groups[benchmark.name] = list(found)
     about = GeneralConfigTracker()
     about.log_experiment_args(

@@ -130,6 +130,8 @@ def read(path: Path, store: Store, name: str | None = None) -> Report:
 def _results_file(path: Path) -> Path:
     if path.is_file():
         return path
+    if not path.exists():
+        raise UserError(f"there is no {path}: give what lm-eval wrote to its --output_path")
     found = sorted({*path.glob("results_*.json"), *path.glob("*/results_*.json")})
     if len(found) > 1:
         names = ", ".join(file.relative_to(path).as_posix() for file in found[:4])
@@ -378,11 +380,10 @@ def _model_name(config: Mapping[str, Any]) -> str | None:
 def _samples_file(results: Path, task: str) -> Path:
     """The samples of `task` that were written together with this results file."""
     stamp = results.stem.rpartition("_")[2]
-    file = results.with_name(f"samples_{task}_{stamp}.jsonl") if "/" not in task else None
-    if file is not None and file.is_file():
-        return file
-    others = [] if file is None else [each.stem.rpartition("_")[2] for each in _written(results.parent, task)]
-    hint = f"there are samples of another run ({others[0]})" if others else "was lm-eval run with --log_samples?"
+    written = {file.stem.rpartition("_")[2]: file for file in _written(results.parent, task)}
+    if stamp in written:
+        return written[stamp]
+    hint = f"there are samples of another run ({min(written)})" if written else "was lm-eval run with --log_samples?"
     raise UserError(f"{results.name} has no samples_{task}_{stamp}.jsonl beside it: {hint}")
 
 
@@ -429,4 +430,5 @@ def _short(metric: str) -> str:
 
 def _first(error: ValidationError) -> str:
     found = error.errors()[0]
-    return f"{'.'.join(map(str, found['loc']))}: {found['msg'][0].lower()}{found['msg'][1:]}"
+    where = f"{'.'.join(map(str, found['loc']))}: " if found["loc"] else ""
+    return f"{where}{found['msg'][0].lower()}{found['msg'][1:]}"

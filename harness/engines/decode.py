@@ -99,13 +99,25 @@ class _Answer:
             self.text, self.finish = self.coder.text(self.tokens), "stop"
             return
         self.tokens.append(token)
-        if sampling.stop or len(self.tokens) >= self.room:
+        full = len(self.tokens) >= self.room
+        if full or self._may_have_stopped(sampling.stop):
             self.text = self.coder.text(self.tokens)
             cuts = [cut for cut in (self.text.find(string) for string in sampling.stop) if cut >= 0]
             if cuts:
                 self.text, self.finish = self.text[: min(cuts)], "stop"
-            elif len(self.tokens) >= self.room:
+            elif full:
                 self.finish = "length"
+
+    def _may_have_stopped(self, stop: tuple[str, ...]) -> bool:
+        """Whether the last tokens hold a stop string: they are decoded, not the whole answer at every token.
+
+        A stop string of n bytes ends in one of at most n tokens; what they begin with may decode otherwise than in the
+        whole (a space, half a character), so as many again and a few are taken.
+        """
+        if not stop:
+            return False
+        tail = self.coder.text(self.tokens[-2 * max(len(string.encode()) for string in stop) - 8 :])
+        return any(string in tail for string in stop)
 
     def completion(self) -> Completion:
         """The finished answer."""

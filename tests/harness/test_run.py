@@ -240,6 +240,25 @@ def test_where_grading_runs_code_the_report_names_the_sandbox(store: Store) -> N
     assert run(store, Calculator(), suite=Suite("sums", (SUMS,))).manifest["sandbox"] is None
 
 
+def test_a_grade_of_code_holds_for_one_revision_of_the_sandbox(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    graded: list[str] = []
+
+    def grade(answered: Sequence[Graded], judge: Any) -> Iterator[Score]:
+        graded.extend(sample.id for sample, _ in answered)
+        return grade_sums(answered, judge)
+
+    def load(protocol: EvalProtocol) -> list[Sample]:
+        return [replace(sample, tags={"runs": "code"}) for sample in load_sums(protocol)]
+
+    suite = Suite("runs", (replace(SUMS, load=load, grade=grade),))
+    for expected in (N, N):
+        run(store, Calculator(), suite=suite)
+        assert len(graded) == expected
+    monkeypatch.setattr("rlhf_bench.harness.run.REVISION", "another")
+    run(store, Calculator(), suite=suite)
+    assert len(graded) == 2 * N
+
+
 def test_the_limit_takes_the_first_samples_in_the_official_order(store: Store) -> None:
     report = run(store, Calculator(), limit=3)
     assert [r.sample.id for r in store.records(report.run_id, "sums")] == ["sums/0", "sums/1", "sums/2"]

@@ -348,6 +348,17 @@ HOSTILE = {
         "    os.write(61, len(body).to_bytes(8, 'little') + body)\n"
         "    return ''"
     ),
+    "make a type of the test's equal to everything": (
+        "import gc, os\n"
+        "def attempt(folder, port):\n"
+        "    mine = next(found for found in gc.get_objects() if type(found).__name__ == 'Candidate')\n"
+        "    yes = mine._number(lambda *_: True).to_bytes(4, 'little')\n"
+        "    body = b'\\x80\\x05X\\x05\\0\\0\\0valueccollections\\nCounter\\n'\n"
+        "    body += b'(N}X\\x06\\0\\0\\0__eq__J' + yes + b'Qstb)R\\x86.'\n"
+        "    os.write(61, len(body).to_bytes(8, 'little') + body)\n"
+        "    while True:\n"
+        "        mine._answer(mine._receive())"
+    ),
     "send half a frame": (
         "import os, time\n"
         "def attempt(folder, port):\n"
@@ -589,6 +600,15 @@ FORGED = {
     ),
     "a module under another's name": ("import operator as math\ndef f():\n    return 5\n", "math.add(f(), 7)"),
     "the test's own": ("def same(a, b):\n    return True\ndef f():\n    return 5\n", "assert same(f(), 7)"),
+    "all builtins": (
+        "import gc\n"
+        "mine = next(found for found in gc.get_objects() if type(found).__name__ == 'Candidate')\n"
+        "names = {'__builtins__': {'set': lambda *_: 7}, 'f': lambda *_: [1], 'g': 3}\n"
+        "mine._send(('value', (names, [])))\n"
+        "while True:\n"
+        "    mine._answer(mine._receive())\n",
+        "assert set(f(3)) == set((g, 5))",
+    ),
     "an end of the cases": ("def f(x):\n    raise StopIteration\n", "assert all(map(lambda x: f(x) == 1, [1]))"),
 }
 
@@ -669,6 +689,19 @@ def test_a_plain_value_comes_back_from_the_candidate_as_it_went(value: object) -
     sent = f"from math import inf\nvalue = {value!r}\n"
     test = f"{sent}back = same(value)\nassert back == value and type(back) is type(value)"
     assert run_tests(Program("def same(value):\n    return value", test, "same")) == Outcome(True)
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    "value", ["Fraction(1, 3)", "[Counter('aab')]", "defaultdict(Counter, a=Counter())", "Decimal('0.1')", "deque([1])"]
+)
+def test_a_value_of_the_standard_library_comes_back_as_it_went(value: str) -> None:
+    sent = (
+        "from collections import Counter, defaultdict, deque\nfrom decimal import Decimal\n"
+        f"from fractions import Fraction\nvalue = {value}\n"
+    )
+    test = f"{sent}back = same()\nassert back == value and type(back) is type(value)"
+    assert run_tests(Program(f"{sent}def same():\n    return value", test, "same")) == Outcome(True)
 
 
 @needs_sandbox

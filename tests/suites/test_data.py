@@ -162,12 +162,13 @@ def test_no_changed_byte_is_ever_accepted(position: int, change: int, tmp_path_f
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_mirror_may_hold_a_file_gzipped_or_plain(put: Callable[[bytes], Path], zipped: bool) -> None:
-    put(gzip.compress(CONTENT) if zipped else CONTENT)
+    put(gzip.compress(CONTENT, mtime=0) if zipped else CONTENT)
     assert [row["question"] for row in data.rows(NAME)] == ["1 + 1", "2 + 2"]
 
 
 @pytest.mark.parametrize(
-    "damaged", [gzip.compress(CONTENT)[:-9], gzip.compress(CONTENT)[:20] + b"\0" * 40, b"\x1f\x8bnot gzip"]
+    "damaged",
+    [gzip.compress(CONTENT, mtime=0)[:-9], gzip.compress(CONTENT, mtime=0)[:20] + b"\0" * 40, b"\x1f\x8bnot gzip"],
 )
 def test_a_damaged_gzip_file_is_refused_in_one_line(put: Callable[[bytes], Path], damaged: bytes) -> None:
     path = put(damaged)
@@ -177,7 +178,7 @@ def test_a_damaged_gzip_file_is_refused_in_one_line(put: Callable[[bytes], Path]
 
 
 def test_a_gzip_bomb_is_not_unpacked_past_the_pinned_size(put: Callable[[bytes], Path]) -> None:
-    path = put(gzip.compress(b"0" * 200_000_000))
+    path = put(gzip.compress(b"0" * 200_000_000, mtime=0))
     assert len(data._content(path, 1000)) == 1001
     with pytest.raises(UserError, match="is not the pinned file"):
         data.rows(NAME)
@@ -236,7 +237,7 @@ def test_the_hub_is_asked_first_and_only_once(serve: Serve, tmp_path: Path) -> N
 
 
 def test_a_file_that_its_origin_keeps_gzipped_is_verified_by_its_content(serve: Serve) -> None:
-    with serve({"/raw": gzip.compress(CONTENT)}):
+    with serve({"/raw": gzip.compress(CONTENT, mtime=0)}):
         assert data.resolve(NAME).read_bytes() == CONTENT
 
 
@@ -262,7 +263,9 @@ def test_an_archive_is_the_same_data_as_the_mirrors_tar_or_the_origins_zip(
     assert fetched[0] == {"file": "test/sums.csv", "cells": ["question", "answer"]}
 
 
-@pytest.mark.parametrize("body", [gzip.compress(CONTENT)[:-9], gzip.compress(CONTENT + b"x" * 10**6), b"\x1f\x8bx"])
+@pytest.mark.parametrize(
+    "body", [gzip.compress(CONTENT, mtime=0)[:-9], gzip.compress(CONTENT + b"x" * 10**6, mtime=0), b"\x1f\x8bx"]
+)
 def test_a_broken_or_swelling_gzip_is_no_data(serve: Serve, body: bytes) -> None:
     with serve({"/raw": body}), pytest.raises(MissingData, match="no data for sums/test"):
         data.resolve(NAME)

@@ -238,9 +238,10 @@ def test_samples_that_are_missing_or_of_another_time_are_named(copy: Path, store
         read(copy, store)
 
 
-def test_a_task_whose_name_is_a_path_reads_no_other_file(copy: Path, store: Store) -> None:
+@pytest.mark.parametrize("name", ["../words", "words" * 100, "words\\u0000"], ids=["path", "long", "nul"])
+def test_a_task_whose_name_is_no_file_name_reads_no_file(copy: Path, store: Store, name: str) -> None:
     text = next(copy.glob("results_*")).read_text()
-    next(copy.glob("results_*")).write_text(text.replace('"words"', '"../words"'))
+    next(copy.glob("results_*")).write_text(text.replace('"words"', f'"{name}"'))
     with pytest.raises(UserError, match="beside it"):
         read(copy, store)
 
@@ -249,8 +250,11 @@ def test_a_folder_with_two_results_is_not_guessed_about(copy: Path, store: Store
     shutil.copy(next(copy.glob("results_*")), copy / "results_2020-01-01T00-00-00.json")
     with pytest.raises(UserError, match="2 results files"):
         read(copy, store)
-    with pytest.raises(UserError, match="no results_"):
+    with pytest.raises(UserError, match="there is no "):
         read(copy / "nowhere", store)
+    (copy / "bare").mkdir()
+    with pytest.raises(UserError, match="no results_"):
+        read(copy / "bare", store)
 
 
 def test_files_of_early_versions_are_read(copy: Path, store: Store) -> None:

@@ -312,12 +312,12 @@ def test_a_metric_that_the_task_does_not_have_is_named_beside_those_it_has(task_
         lm_eval_tasks.grade_sample(task, "acc", sample, [Completion(sample.id, 0, "air", "stop", 1)])
 
 
-def test_a_task_that_begins_the_answer_is_not_asked_with_a_chat_template(task_of: Callable[..., Any]) -> None:
+def test_a_task_that_begins_the_answer_does_so_in_the_assistants_turn(task_of: Callable[..., Any]) -> None:
     task = task_of(gen_prefix="It is")
     [sample] = lm_eval_tasks.load_samples(task, "gas", EvalProtocol("mine"))
     assert sample.prompt == "Which is a gas? It is"
-    with pytest.raises(UserError, match="ask it without a chat template"):
-        list(lm_eval_tasks.load_samples(task, "gas", EvalProtocol("mine", chat_template=True)))
+    [chat] = lm_eval_tasks.load_samples(task, "gas", EvalProtocol("mine", chat_template=True))
+    assert chat.prompt == (Message("user", "Which is a gas?"), Message("assistant", "It is"))
 
 
 def test_a_kind_of_request_that_no_engine_answers_is_refused(task_of: Callable[..., Any]) -> None:
