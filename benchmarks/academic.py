@@ -276,6 +276,24 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     return shown
 
 
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The same for docs/benchmarks.md."""
+    lines = [
+        "| case | documents | tokens asked | distinct | lm-eval s | ours s | ratio | target "
+        "| answers equal | grades equal | largest Δ logprob |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        asked, distinct = (row[key] + row["generated_tokens"] for key in ("prompt_tokens", "distinct_tokens"))
+        away = f"{row['largest_difference']:.1e}" if row["largest_difference"] else "texts"
+        lines.append(
+            f"| {row['case']} | {row['documents']} | {asked:,} | {distinct:,} | {row['peer_s']:.0f} |"
+            f" {row['ours_s']:.1f} | **{row['ratio']:.1f}x** | {row['target'] or ''} |"
+            f" {row['answers_equal']}/{row['requests']} | {row['grades_equal']}/{row['documents']} | {away} |"
+        )
+    return "\n".join(lines)
+
+
 def scaling() -> dict[str, Any]:
     """Our seconds against the number of questions (ARC, 25 fixed shots) and of shots (32 questions)."""
     both = Both.load(1)
@@ -325,9 +343,14 @@ def main() -> None:
     """Runs the named cases, or prints what is kept of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", help=", ".join([*CASES, "scaling"]))
+    parser.add_argument("--markdown", action="store_true", help="print what is kept and measure nothing")
     parser.add_argument("--again", action="store_true", help="measure again what is kept")
     given = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
+    if given.markdown:
+        kept = [RESULTS / f"{name}.json" for name in given.cases or CASES]
+        print(markdown([json.loads(each.read_text()) for each in kept if each.exists()]))
+        return
     rows = []
     for name in given.cases or [*CASES, "scaling"]:
         if name == "scaling":
