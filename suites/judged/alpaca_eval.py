@@ -74,7 +74,7 @@ def read_annotations(files: Sequence[Path]) -> list[Annotation]:
         for row in read(path):
             owner = (
                 row.text("model" if "model" in row.fields else "generator_2"),
-                row.text("generator_1"),
+                row.text("generator_1") if "generator_1" in row.fields else "",
                 str(row.fields.get("annotator") or ""),
             )
             instruction: str | int = row.text("instruction") if "instruction" in row.fields else _index(row)
@@ -161,7 +161,8 @@ def _controlled(rows: Sequence[Annotation], row_order: bool) -> tuple[dict[str, 
     if first.model == first.baseline:
         return {"lc_win_rate": Metric(50.0, 50.0, 50.0, 0.0), "lc_standard_error_published": Metric(0.0)}, []
     if first.baseline not in BASELINES:
-        return {}, [f"no lc_win_rate: it is defined against {BASELINES[0]}, and the baseline is {first.baseline}"]
+        which = f"is {first.baseline}" if first.baseline else "is not named (field 'generator_1')"
+        return {}, [f"no lc_win_rate: it is defined against {BASELINES[0]}, and the baseline {which}"]
     try:
         found = fit(rows, official_row_order=row_order)
     except MissingData as error:

@@ -140,8 +140,10 @@ def _battle(row: Row, version: str) -> Battle:
 
 
 def _games(row: Row, version: str) -> list[Battle]:
-    """The games of one prompt, at least one. In game 1 the baseline is A, in game 2 the model."""
-    games = row.fields.get("games")
+    """The games of one prompt, at least one: where there is none, two that failed. In game 1 the baseline is A."""
+    games = row.fields.get("games", "")
+    if games is None or games == []:
+        games = [None, None]
     if not isinstance(games, list) or not 1 <= len(games) <= 2:
         raise row.wrong("games", "should be a list of one or two games")
     category = str(row.fields.get("category") or "")

@@ -130,7 +130,7 @@ def _single_notes(rows: Sequence[Rating], graded: Sequence[Rating]) -> tuple[str
     notes = said_ungraded(len(graded), len(rows) - len(graded))
     turns = {turn: {each.question for each in graded if each.turn == turn} for turn in (1, 2)}
     lonely = len(turns[1] ^ turns[2])
-    return (*notes, f"{lonely} questions have a rating for one turn only") if turns[2] and lonely else notes
+    return (*notes, f"questions with a rating for one turn only: {lonely}") if turns[2] and lonely else notes
 
 
 def _pairs(rows: Sequence[Rating]) -> Scored:

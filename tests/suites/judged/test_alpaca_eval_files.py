@@ -182,3 +182,14 @@ def test_a_row_order_longer_than_the_instructions_is_no_index_error(written: Wri
     rows = [row(number) for number in range(806)]
     (found,) = score("alpaca_eval", [written(rows)], Choice(official_row_order=True))
     assert "more rows than the 805" in found.notes[-1]
+
+
+def test_the_reduced_rows_of_alpaca_eval_1_name_no_baseline_and_have_the_published_win_rates(here: Path) -> None:
+    with (here / "alpaca_eval/published/alpaca_eval_1_gpt4_leaderboard.csv").open() as lines:
+        board = {row[""]: row for row in csv.DictReader(lines)}
+    found = score("alpaca_eval", [here / "alpaca_eval/alpaca_eval_1_annotations_reduced.csv.gz"], Choice())
+    on_it = [each for each in found if each.model in board]
+    assert len(on_it) >= 50
+    for each in on_it:
+        assert each.metrics["win_rate"].value == pytest.approx(float(board[each.model]["win_rate"]), abs=1e-6)
+        assert "lc_win_rate" not in each.metrics

@@ -121,6 +121,14 @@ def test_a_broken_row_is_one_line(rows: list[dict[str, Any]], said: str, written
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("games", [None, []])
+def test_a_row_without_games_is_ungraded_and_the_others_count(games: Any, written: Write) -> None:
+    rows = [old("1", "A>B", "B>A"), old("2", "A>B", "B>A") | {"games": games}]
+    found = one(written(rows, "a.jsonl"))
+    assert (found.graded, found.ungraded) == (2, 2)
+    assert found.metrics["score"].value == one(written(rows[:1], "b.jsonl")).metrics["score"].value
+
+
 def test_a_file_of_failed_games_has_no_score(written: Write) -> None:
     found = one(written([old("1", None, None)]))
     assert found.metrics["score"].value is None and (found.graded, found.ungraded) == (0, 2)
