@@ -103,7 +103,7 @@ def test_the_two_categories_of_v20_are_two_scores_with_two_baselines(written: Wr
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([old("1", "A>B", games=[])], "field 'games' is []"),
+        ([old("1", "A>B", games=[1, 2, 3])], "should be a list of one or two games"),
         ([old("1", "A>B", games=[1])], "should hold objects with a 'score'"),
         ([old("1", "A>B", games=[{"score": 3}])], "should hold objects with a 'score'"),
         ([old("1", "A>B"), old("1", "A>B")], "row 2: the prompt of row 1 again, for mine"),
