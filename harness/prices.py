@@ -138,7 +138,8 @@ class Budget:
 
 def _texts(request: Request) -> list[str]:
     prompt = request.prompt
-    return [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+    texts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+    return [*texts, request.sampling.function] if request.sampling.function else texts
 
 
 def _read(path: Path) -> dict[str, Price]:

@@ -45,6 +45,8 @@ class Sampling:
     """How to generate. `temperature` 0 is greedy; `stop` strings end an answer and are not part of it.
 
     `logprobs` asks for that many most probable alternatives of the first token. An API that knows no `seed` ignores it.
+    `function`, JSON text of {"tools": [...], "tool_choice": {...}}, forces a call of that function: the answer's text
+    is then the call's arguments. Only an API can.
     """
 
     max_tokens: int = 256
@@ -53,6 +55,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int = 0
     logprobs: Annotated[int, Later] = 0
+    function: Annotated[str, Later] = ""
 
 
 @dataclass(frozen=True, slots=True)

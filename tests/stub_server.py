@@ -2,7 +2,8 @@
 
 A prompt is answered by what it says: "fault:NAME" anywhere in it brings that fault, each time or, as "fault:NAME:N",
 the first N times that this prompt comes; every other prompt is answered with its last word. GET /calls gives how often
-each prompt came, GET /most how many calls were in flight at once. Asked for logprobs, it prefers m to M by 3 to 1.
+each prompt came, GET /most how many calls were in flight at once. Asked for logprobs, it prefers m to M by 3 to 1;
+asked for a function call, it ranks m first.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ LATENCY_S = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
 CALLS: Counter[str] = Counter()
 STARTS: list[float] = []
 IN_FLIGHT = {"now": 0, "most": 0}
+RANKED = '{"ordered_models": [{"model": "M", "rank": 2}, {"model": "m", "rank": 1}]}'
 FAULT = re.compile(r"fault:([a-z_0-9]+)(?::(\d+))?")
 
 
@@ -34,6 +36,10 @@ def answer(asked: dict[str, Any], prompt: str) -> dict[str, Any]:
     top = {"m": math.log(0.75), "M": math.log(0.25)}
     if "messages" in asked:
         choice["message"] = {"role": "assistant", "content": text}
+        if "tools" in asked:
+            called = {"name": asked["tool_choice"]["function"]["name"], "arguments": RANKED}
+            call = {"id": "1", "type": "function", "function": called}
+            choice["message"] |= {"content": None, "tool_calls": [call]}
         if asked.get("logprobs"):
             alternatives = [{"token": token, "logprob": value} for token, value in top.items()]
             choice["logprobs"] = {"content": [{"token": "m", "logprob": top["m"], "top_logprobs": alternatives}]}
@@ -96,6 +102,8 @@ def broken(fault: str, asked: dict[str, Any], prompt: str, authorization: str) -
         said["model"] += "-2024-08-06"
     elif fault == "no_logprobs":
         choice.pop("logprobs", None)
+    elif fault == "no_call":
+        choice["message"] = {"role": "assistant", "content": "m is best"}
     elif fault == "truncated":
         choice["finish_reason"] = "length"
     elif fault == "filtered":

@@ -59,6 +59,8 @@ class Coder:
 
         Raises UserError for a conversation where the checkpoint has no chat template.
         """
+        if request.sampling.function:
+            return _failed(request, "a local model cannot be made to call a function: use openai:MODEL")
         try:
             text, templated = self._text(request.prompt), not isinstance(request.prompt, str)
         except TemplateError as error:

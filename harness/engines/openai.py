@@ -208,13 +208,20 @@ class _Calls:
         if request.continuation is not None:
             why = f"{self._engine.name} cannot score a given continuation: use a local model"
             return Completion(*place, "", "error", 0, why=why)
+        if request.sampling.function and isinstance(request.prompt, str):
+            why = f"{self._engine.name} cannot call a function after a text: ask in a conversation"
+            return Completion(*place, "", "error", 0, why=why)
         payload = json.dumps(payload_of(self._engine.model, request, self._reasons)).encode()
-        deadline: float | None = None
+        deadline = math.inf
+        failure: Failed | None = None
         attempt = 0
         while True:
             await self._pace.enter()
             started = time.monotonic()
-            deadline = deadline or started + self._limits.deadline_s
+            deadline = min(deadline, started + self._limits.deadline_s)
+            if failure is not None and started >= deadline:  # its turn came too late: a call could only be wasted
+                self._pace.leave()
+                return Completion(*place, "", "error", 0, why=self._redacted(str(failure)))
             try:
                 completion = await self._paid(request, payload, min(self._limits.attempt_s, deadline - started))
                 self._pace.answered()
@@ -340,6 +347,8 @@ def payload_of(model: str, request: Request, reasons: bool) -> dict[str, Any]:
         return body | {"prompt": request.prompt} | ({"logprobs": sampling.logprobs} if sampling.logprobs else {})
     if sampling.logprobs:
         body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+    if sampling.function:
+        body |= json.loads(sampling.function)
     return body | {"messages": [{"role": each.role, "content": each.content} for each in request.prompt]}
 
 

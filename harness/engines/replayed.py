@@ -54,7 +54,9 @@ class ReplayedEngine:
         for request in requests:
             place = request.sample_id, request.index
             answer = None if request.continuation is not None else self._answers.get(_asked(request))
-            if answer is None:
+            if request.sampling.function:
+                yield Completion(*place, "", "error", 0, why=f"{self._file} holds texts and calls no function")
+            elif answer is None:
                 yield Completion(*place, "", "error", 0, why=f"{self._file} has no output for this")
             else:
                 yield Completion(*place, answer, "stop", len(answer.split()))

@@ -53,7 +53,7 @@ def read_reply(body: bytes, request: Request, model: str, any_model: bool) -> tu
     reason = choice.get("finish_reason")
     if reason == "content_filter":
         raise Failed("content filter", "the server withheld the answer", billed=True, usage=usage)
-    text, refused = _text(choice, usage)
+    text, refused = _called(choice, usage) if request.sampling.function else _text(choice, usage)
     logprobs: Mapping[str, float] = {}
     if request.sampling.logprobs and not refused:
         logprobs = _logprobs(choice.get("logprobs"), isinstance(request.prompt, str), usage)
@@ -124,6 +124,22 @@ def _text(choice: Mapping[str, Any], usage: Usage) -> tuple[str, bool]:
     if not isinstance(text, str):
         _unparseable("the message has no text", usage)
     return text, False
+
+
+def _called(choice: Mapping[str, Any], usage: Usage) -> tuple[str, bool]:
+    """The arguments of the first function call, or a refusal. Raises Failed where there is neither."""
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        _unparseable("the choice has no message", usage)
+    if not message.get("tool_calls") and (message.get("refusal") or choice.get("finish_reason") == "length"):
+        return _text(choice, usage)
+    try:
+        arguments = message["tool_calls"][0]["function"]["arguments"]
+    except (TypeError, KeyError, IndexError):
+        arguments = None
+    if not isinstance(arguments, str):
+        _unparseable("the message calls no function", usage)
+    return arguments, False
 
 
 def _logprobs(said: Any, is_text: bool, usage: Usage) -> dict[str, float]:

@@ -6,6 +6,7 @@ for again, and the template alone says which benchmark's judge it is.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,13 +19,15 @@ from rlhf_bench.harness.engines import Engine
 from rlhf_bench.harness.engines.stored import stored_or_asked
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.judges import Asks
-from rlhf_bench.harness.judges.readers import LEAST_MASS, Unreadable, first_preferred, is_switched
+from rlhf_bench.harness.judges.readers import LEAST_MASS, Unreadable, first_preferred, is_switched, ranking, reader
 from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Battle, Completion, Conversation, Message, Request, Role, Sampling, Score
 
 T = TypeVar("T")
 REASKS = 2
+_RANKING = {"json_parser": {"annotation_key": "ordered_models"}, "ranking_parser": {"model_1_name": "m"}}
+"""The parsers whose semantics readers.ranking has."""
 _ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -89,7 +92,8 @@ class PairPrompt:
     """How a judge is asked which of two outputs is better: it answers with the `first` or the `second` name.
 
     `messages` hold {instruction}, {output_1} and {output_2}; `published_with` is the model that the official numbers
-    are of; `seed` decides with the instruction which output is shown first.
+    are of; `seed` decides with the instruction which output is shown first. A prompt whose sampling has a function is
+    answered with a ranking of both names, every other by the logprobs of them.
     """
 
     name: str
@@ -123,21 +127,48 @@ def weighted_prompt(name: str, configs: str, template: str) -> PairPrompt:
             temperature=float(asked["temperature"]),
             logprobs=int(asked["top_logprobs"]),
         )
-        turns = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", template, re.DOTALL)
-        messages = tuple(Message(_ROLES[role], content.strip()) for role, content in turns)
-        if not messages or any(f"{{{place}}}" not in template for place in ("instruction", "output_1", "output_2")):
-            raise ValueError
+        messages = _turns(template)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"'{name}' is no alpaca_eval annotator that reads a preference from logprobs") from error
     return PairPrompt(name, messages, sampling, first, second, str(asked["model_name"]))
 
 
+def ranking_prompt(name: str, configs: str, template: str) -> PairPrompt:
+    """The PairPrompt of an alpaca_eval annotator that calls a function with a ranking (configs.yaml and template).
+
+    Raises UserError for a configuration of another kind.
+    """
+    settings: Any = yaml.safe_load(configs)
+    try:
+        config = settings[name]
+        asked = config["completions_kwargs"]
+        if config["completion_parser_kwargs"] != {"parsers_to_kwargs": _RANKING}:
+            raise ValueError
+        sampling = Sampling(
+            max_tokens=int(asked["max_tokens"]),
+            temperature=float(asked["temperature"]),
+            function=json.dumps({"tools": asked["tools"], "tool_choice": asked["tool_choice"]}),
+        )
+        messages = _turns(template)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"'{name}' is no alpaca_eval annotator that ranks by a function call") from error
+    return PairPrompt(name, messages, sampling, "m", "M", str(asked["model_name"]))
+
+
+def _turns(template: str) -> Conversation:
+    """The messages of a template in ChatML. Raises ValueError where one of the three places is missing."""
+    turns = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", template, re.DOTALL)
+    if not turns or any(f"{{{place}}}" not in template for place in ("instruction", "output_1", "output_2")):
+        raise ValueError
+    return tuple(Message(_ROLES[role], content.strip()) for role, content in turns)
+
+
 class LLMJudge:
-    """P(answer ≻ baseline) by AlpacaEval's weighted protocol, from any engine.
+    """P(answer ≻ baseline) by AlpacaEval's weighted protocol, from any engine, or as the prompt's function ranks them.
 
     From an API: the logprobs of the two names among the first token's alternatives. With `scores`, from a local engine
     that scores given continuations: the same two probabilities exactly, however small, so there is no least mass.
-    `also` of a score holds `judge_mass`, the probability on both names together.
+    `also` of a score holds `judge_mass`, the probability on both names together, where it is by logprobs.
     """
 
     def __init__(
@@ -204,6 +235,8 @@ class LLMJudge:
                 yield self._score(battle, None, str(error))
 
     def _read(self, completion: Completion) -> tuple[float, float]:
+        if self._prompt.sampling.function:
+            return reader(ranking)(completion)
         if completion.why == "refused":
             raise Unreadable("the judge refused", again=False)
         return first_preferred(completion.top_logprobs, self._prompt.first, self._prompt.second, LEAST_MASS)
@@ -213,7 +246,8 @@ class LLMJudge:
             return Score(battle.sample_id, None, why)
         first, mass = value
         preference = first if self._answer_is_first(battle) else 1.0 - first
-        return Score(battle.sample_id, preference, also={"judge_mass": min(mass, 1.0)})
+        also = {} if self._prompt.sampling.function else {"judge_mass": min(mass, 1.0)}
+        return Score(battle.sample_id, preference, also=also)
 
     def _requests(self, battle: Battle) -> list[Request]:
         outputs = (

@@ -5,6 +5,8 @@ Each regex and each choice between matches is that of the benchmark's own code.
 
 from __future__ import annotations
 
+import ast
+import json
 import math
 import random
 import re
@@ -82,6 +84,25 @@ def first_preferred(logprobs: Mapping[str, float], first: str, second: str, leas
     if mass < least or mass == 0.0:
         raise Unreadable(f"the judge gives '{first}' and '{second}' a probability of {mass:.3g} together", again=True)
     return one / mass, mass
+
+
+def ranking(text: str, key: str = "ordered_models", first: str = "m") -> tuple[float, float] | None:
+    """P(`first`), 1 or 0, and the mass 1, from a ranking in JSON; None unless `first` has rank 1 or 2.
+
+    AlpacaEval's json_parser, then its ranking_parser: the object may stand in a ```json fence, the ranking under `key`
+    may be text itself, and the first entry that names `first` counts.
+    """
+    try:
+        if fenced := re.search(r"```json(.*?)```", text, re.DOTALL):
+            text = fenced[1]
+        said = json.loads(text)
+        (entries,) = [each[key] for each in (said if isinstance(said, list) else [said])]
+        if isinstance(entries, str):
+            entries = ast.literal_eval(entries)
+        rank = next(each["rank"] for each in entries if each["model"] == first)
+    except (ValueError, TypeError, KeyError, StopIteration, SyntaxError, RecursionError, MemoryError):
+        return None
+    return (float(rank == 1), 1.0) if rank in (1, 2) else None
 
 
 def is_switched(instruction: str, seed: int = 0) -> bool:

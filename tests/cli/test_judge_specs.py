@@ -53,3 +53,23 @@ def test_a_judge_that_does_not_exist_is_one_line(store: Store, tmp_path: Path) -
         wiring.judge("scripted:zzz", store, silent)
     with pytest.raises(UserError, match="cannot be read as annotations"):
         wiring.judge(f"replay:{tmp_path}/none.json", store, silent)
+
+
+@pytest.mark.parametrize("spec", ["llm:somewhere", "scripted:tie", wiring.DEMO_JUDGE])
+def test_a_judge_that_calls_no_function_is_not_asked_for_one(spec: str, store: Store) -> None:
+    with pytest.raises(UserError, match=r"--judge-prompt cot .* needs --judge openai:MODEL"):
+        wiring.judge(spec, store, silent, prompt="cot")
+
+
+def test_the_judge_prompt_is_part_of_the_judges_identity(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlhf_bench.harness.judges.llm import PairPrompt
+    from rlhf_bench.harness.types import Sampling
+
+    messages = (Message("user", "{instruction}{output_1}{output_2}"),)
+    monkeypatch.setattr(
+        "rlhf_bench.suites.judge_prompts.alpaca_eval_prompt",
+        lambda name: PairPrompt(name, messages, Sampling(), "m", "M"),
+    )
+    spec = "openai:m@http://localhost:1/v1"
+    judges = [wiring.judge(spec, store, silent, prompt=name) for name in ("weighted", "fn", "cot")]
+    assert len({judge.identity for judge in judges}) == 3

@@ -38,7 +38,11 @@ def planned(model: str, asked: wiring.Asked, store: Store, track: Track) -> Plan
     counted = replace(chosen, benchmarks=tuple(map(only_counted, chosen.benchmarks)))
     with TemporaryDirectory() as folder, Opened(f"sqlite:///{folder}/dry.db") as own:
         # what a judge of this store has said is found by `around`, so the judge itself writes to the other one
-        by = wiring.judge(asked.judge_spec, own, silent, around=around, models=store) if judged else None
+        by = (
+            wiring.judge(asked.judge_spec, own, silent, around=around, models=store, prompt=asked.judge_prompt)
+            if judged
+            else None
+        )
         evaluate(counted, answering, protocol=regime, store=own, judge=by, limit=asked.limit)
     answers, judgments = answering.plan, judging[0].plan if judging else None
     costs = [each.usd for each in (answers, judgments) if each is not None and each.calls]

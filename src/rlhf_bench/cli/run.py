@@ -48,6 +48,10 @@ def run(
             "a reward model."
         ),
     ] = wiring.DEMO_JUDGE,
+    judge_prompt: Annotated[
+        str,
+        typer.Option(help="How AlpacaEval's judge is asked: weighted, or by a function call, fn or cot (openai:)."),
+    ] = wiring.WEIGHTED,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Calls of an API in flight at once.", show_default="64")
     ] = None,
@@ -104,6 +108,7 @@ def run(
         fewshot_as_multiturn=fewshot_as_multiturn,
         system_instruction=system_instruction,
         judge_spec=wiring.lasting(judge),
+        judge_prompt=judge_prompt,
         limit=limit,
         dtype=dtype,
         device=device,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 DEMO_JUDGE = "demo-reward"
+WEIGHTED = "weighted"
 DEFAULT_MODEL = "smollm2-135m-instruct"
 POLICIES = Path(__file__).parent / "policies"
 
@@ -41,6 +42,7 @@ class Asked:
     fewshot_as_multiturn: bool | None = None
     system_instruction: str | None = None
     judge_spec: str = DEMO_JUDGE
+    judge_prompt: str = WEIGHTED
     limit: int | None = None
     dtype: str = "auto"
     device: str = "auto"
@@ -113,12 +115,16 @@ def judge(
     budget: Budget | None = None,
     around: Callable[[Engine], Engine] | None = None,
     models: Store | None = None,
+    prompt: str = WEIGHTED,
 ) -> Judge:
     """The judge of this name: `openai:MODEL[@URL]`, `llm:MODEL` (a local model), `replay:FILE`, `scripted:RULE`, or
-    a reward model. The first two are asked as AlpacaEval asks its judge; `limits` and `budget` are for the first.
+    a reward model. The first two are asked as AlpacaEval asks its judge; `limits`, `budget` and another `prompt` than
+    the weighted one are for the first.
     With `around`, for a dry run, their engine is what it makes of it, and no reward model is loaded. Local models are
     looked up in `models`, by default `store`, where judgments are kept."""
     kind, _, name = spec.partition(":")
+    if prompt != WEIGHTED and kind != "openai":
+        raise UserError(f"--judge-prompt {prompt} is asked by a function call, so it needs --judge openai:MODEL[@URL]")
     if kind == "scripted":
         from rlhf_bench.harness.judges.replay import scripted_judge
 
@@ -135,7 +141,9 @@ def judge(
         local, keyless = kind == "llm", around is not None
         spec = name if local else spec
         engine = open_engine(spec, models or store, limits=limits, budget=budget, keyless=keyless, track=track)
-        return LLMJudge(around(engine) if around else engine, store, alpaca_eval_prompt(), scores=local, track=track)
+        return LLMJudge(
+            around(engine) if around else engine, store, alpaca_eval_prompt(prompt), scores=local, track=track
+        )
     if around is not None:
         from rlhf_bench.harness.dry import DryJudge
 
@@ -161,7 +169,9 @@ def measure(model: str, asked: Asked, store: Store, track: Track) -> Report:
         engine,
         protocol=regime,
         store=store,
-        judge=judge(asked.judge_spec, store, track, limits=limits, budget=budget) if judged else None,
+        judge=judge(asked.judge_spec, store, track, limits=limits, budget=budget, prompt=asked.judge_prompt)
+        if judged
+        else None,
         limit=asked.limit,
         settings={"model": _named(model, store)} | asdict(asked),
         manifest_extra={"data": data.digests(needs), "judged": judged},
