@@ -134,6 +134,11 @@ def test_a_closed_pipe_is_not_a_rejection(call: Call, monkeypatch: pytest.Monkey
     assert call("runs").code == 141
 
 
+def hears_ctrl_c() -> None:
+    """A shell starts what runs in the background deaf to it, and all that starts from there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_says_that_the_same_command_goes_on() -> None:
     program = (
         "import sys, time; import rlhf_bench.cli as cli\n"
@@ -141,8 +146,9 @@ def test_ctrl_c_says_that_the_same_command_goes_on() -> None:
         "cli.runs.wiring.open_store = wait\n"
         "sys.argv[1:] = ['runs']; cli.entry()"
     )
+    pipe = subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], stdout=pipe, stderr=pipe, text=True, preexec_fn=hears_ctrl_c
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)

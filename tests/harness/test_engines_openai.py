@@ -283,10 +283,16 @@ def test_two_processes_may_share_a_store(slow_stub: Any, tmp_path: Path) -> None
     assert [len(output.split()) for output in outputs] == [60, 60]
 
 
+def hears_ctrl_c() -> None:
+    """A shell starts what runs in the background deaf to it, and all that starts from there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_ends_the_calls_and_keeps_the_answers(slow_stub: Any, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
     command = [sys.executable, str(DRIVER), slow_stub.url, url, "2000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=hears_ctrl_c) as process:
         assert process.stdout is not None and process.stderr is not None
         shown = [process.stdout.readline().strip() for _ in range(40)]
         process.send_signal(signal.SIGINT)
