@@ -197,27 +197,38 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of a gate: a target that must improve, or a guard that must not lose more than `margin`.
+    """One line of a gate: a target that must improve, a guard that must not lose more than `margin`, or a sentinel.
 
-    `low` and `high` are one-sided bounds at 1 - alpha; `p` is one-sided against the role's null hypothesis.
+    `low` and `high` are one-sided bounds at 1 - `level`; `p` is one-sided against the role's null hypothesis. Where
+    lower is better a positive difference is a fall. Of a sentinel `difference` is what was measured and `margin` its
+    limit, and "warn" is a limit passed that only warns. `benchmark` is the claim's label: a pool's name, or the
+    benchmark with the strata it is about.
     """
 
     benchmark: str
-    role: Literal["target", "guard"]
+    role: Literal["target", "guard", "sentinel"]
     metric: str
     difference: float | None
     low: float | None
     high: float | None
     margin: float
     p: float | None
-    outcome: Literal["pass", "fail", "undecided"]
+    outcome: Literal["pass", "fail", "undecided", "warn"]
     against: str = "champion"
     reason: str = ""
+    level: Annotated[float, Later] = 0.0
+    pairs: Annotated[int, Later] = 0
+    ungraded: Annotated[int, Later] = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a gate decided, about exactly which candidate, against exactly which champion, by exactly which policy."""
+    """What a gate decided, about exactly which candidate, against exactly which champion, by exactly which policy.
+
+    `alpha` is the level that it was reached at. `generation` is the champion's when it was judged (0: outside of a
+    line of champions), `items` the digest of each benchmark's samples, `decision` its number among the decisions on
+    these items, and `spent` what it took of the error that they share.
+    """
 
     outcome: Outcome
     checks: tuple[Check, ...]
@@ -227,6 +238,10 @@ class Verdict:
     policy: str
     alpha: float
     runs: Mapping[str, str] = field(default_factory=dict)
+    generation: Annotated[int, Later] = 0
+    items: Annotated[Mapping[str, str], Later] = field(default_factory=dict)
+    decision: Annotated[int, Later] = 0
+    spent: Annotated[float, Later] = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +271,9 @@ class EvalProtocol:
 
     `fixed_shots`: every question stands behind the same examples, else they are drawn for each question by `seed`.
     `fewshot_as_multiturn`: with a chat template, examples are earlier turns, else they stand in the one user turn.
-    `variants` names, by benchmark, which of its task definitions is asked, where it has more than one.
+    `variants` names, by benchmark, which of its task definitions is asked, where it has more than one. `repeats` asks
+    what is generated that many times, each with a seed of its own, and the repeats of a sample are one cluster;
+    `temperature` replaces the benchmark's own, and `sampling_seed` is added to the seed of each answer.
     """
 
     name: str
@@ -267,9 +284,15 @@ class EvalProtocol:
     seed: int = 1234
     fixed_shots: bool = False
     variants: Mapping[str, str] = field(default_factory=dict)
+    repeats: Annotated[int, Later] = 0
+    temperature: Annotated[float, Later] = 0.0
+    sampling_seed: Annotated[int, Later] = 0
 
 
 Graded: TypeAlias = tuple[Sample, tuple[Completion, ...]]
+Figure: TypeAlias = Callable[[Sequence[Record], Sequence[float]], Sequence[float]]
+"""A metric that is no mean over samples, made one: from records and their own scores (none missing) a value for each
+record, whose mean is the figure and whose spread is its error: the figure plus the record's influence on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +304,8 @@ class Benchmark:
     number of samples; `summary` is one line for people. `follow(sample, completions)` gives the requests that can
     only be written once those answers are known (a second turn); it is called after each round, until it gives none.
     `asks`: the judge must be one that can be asked in words (judges.Asks), as one that only compares cannot grade.
-    `summarise(records)` gives further estimates, of what is no mean over samples.
+    `summarise(records)` gives further estimates, of what is no mean over samples; `figures` hold those that a gate can
+    compare, by metric.
     """
 
     name: str
@@ -297,6 +321,7 @@ class Benchmark:
     follow: Callable[[Sample, tuple[Completion, ...]], tuple[Request, ...]] | None = None
     asks: bool = False
     summarise: Callable[[Sequence[Record]], list[Estimate]] | None = None
+    figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
