@@ -6,9 +6,10 @@ Every target and guard asks about one difference, candidate minus champion (or a
     guard    passes where the difference is shown to be above -margin,    fails where it is shown to be below
 
     PROMOTE        all targets pass (`require: any`: at least one, after Holm) and all guards pass, against champion and
-                   anchor. An intersection-union test (Berger 1982): each at alpha, wrong promotions at most alpha.
+                   anchor, and no sentinel vetoes. An intersection-union test (Berger 1982): each at alpha, wrong
+                   promotions at most alpha.
     REJECT         a guard fails, after Holm over all guards, or the targets can no longer be met (futility): one fails,
-                   or with `require: any` all do.
+                   or with `require: any` all do; or a sentinel vetoes.
     INCONCLUSIVE   otherwise: the champion stays, and the reasons say what would decide.
 
 What shows it: for binary pairs Tango's score test, and above 0 McNemar's mid-p too; for others the studentised
@@ -20,87 +21,54 @@ never disagree. Every ungraded pair counts at its worst, against whichever claim
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rlhf_bench.harness.compare import Pairs, pair, require_kind
+from rlhf_bench.harness.claims import Finding, RunData, claims, find
 from rlhf_bench.harness.errors import UnknownName, UserError
 from rlhf_bench.harness.policy import Policy
-from rlhf_bench.harness.stats import Evidence, binary_evidence, continuous_evidence, holm, samples_to_decide
-from rlhf_bench.harness.store import Store
-from rlhf_bench.harness.types import Check, Kind, Outcome, Record, Verdict
+from rlhf_bench.harness.stats import holm, samples_to_decide
+from rlhf_bench.harness.types import Check, Outcome, Verdict
 
-_NO_EVIDENCE = Evidence(-1.0, 1.0, 1.0, 1.0)
-_MANIFEST = ("protocol_digest", "judge_identity", "benchmarks")
+__all__ = ["RunData", "gate", "require_comparable"]
 
 
-@dataclass(frozen=True, slots=True)
-class RunData:
-    """What the gate reads of one run: whose answers, under which conditions, with which scores.
-
-    `manifest` holds "protocol_digest", "judge_identity" and "benchmarks" ({name: {"version", "metric", "kind"}}), and
-    may hold "protocol" and "engine"; UserError where one of the first is missing: nothing could be shown to compare.
-    """
-
-    run_id: str
-    checkpoint: str
-    manifest: Mapping[str, Any]
-    records: Mapping[str, Sequence[Record]]
-
-    def __post_init__(self) -> None:
-        for key in _MANIFEST:
-            if key not in self.manifest:
-                raise UserError(f"run {self.run_id} does not say its {key}, so it compares with nothing: run it again")
-
-    @classmethod
-    def load(cls, store: Store, run_id: str) -> Self:
-        """The finished run of this id in the store. Raises UserError where it is not finished."""
-        report = store.report(run_id)
-        records: dict[str, list[Record]] = {}
-        for record in store.records(report.run_id):
-            records.setdefault(record.benchmark, []).append(record)
-        return cls(report.run_id, report.checkpoint, report.manifest, records)
-
-    @property
-    def benchmarks(self) -> Mapping[str, Mapping[str, Any]]:
-        """Version, metric and kind of each benchmark that was run."""
-        found: Mapping[str, Mapping[str, Any]] = self.manifest["benchmarks"]
-        return found
-
-
-def gate(policy: Policy, candidate: RunData, champion: RunData, anchor: RunData | None = None) -> Verdict:
+def gate(
+    policy: Policy,
+    candidate: RunData,
+    champion: RunData,
+    anchor: RunData | None = None,
+    *,
+    alpha: float | None = None,
+    levels: Mapping[str, float] = {},
+) -> Verdict:
     """The verdict of `policy` on these runs.
 
     `anchor` is the run that guards are also held against; where it is the champion's (or the candidate's own) the
-    champion's checks stand for it. Raises UserError where the question itself is wrong: the candidate is the champion,
-    the runs were made under different conditions or on different samples, the policy names what no run has, or wants
-    an anchor that is not given.
+    champion's checks stand for it. `alpha` replaces the policy's; `levels` gives some benchmarks their own, where a
+    sequential design does. Raises UserError where the question itself is wrong: the candidate is the champion, the runs
+    were made under different conditions or on different samples, the policy names what no run has, or wants an anchor
+    that is not given.
     """
+    alpha = policy.alpha if alpha is None else alpha
     rivals = _rivals(policy, candidate, champion, anchor)
-    findings = [_find(claim, policy, candidate, rivals[claim.against]) for claim in _claims(policy, rivals)]
-    targets = _judge([f for f in findings if f.claim.role == "target"], policy, adjust_passes=policy.require == "any")
-    guards = _judge([f for f in findings if f.claim.role == "guard"], policy, adjust_fails=True)
-    enough = any if policy.require == "any" else all
-    hopeless = all if policy.require == "any" else any
-
-    outcome: Outcome = "inconclusive"
-    if any(c.outcome == "fail" for c in guards) or hopeless(c.outcome == "fail" for c in targets):
-        outcome = "reject"
-    elif enough(c.outcome == "pass" for c in targets) and all(c.outcome == "pass" for c in guards):
-        outcome = "promote"
-    checks = (*targets, *guards)
+    findings = [
+        find(claim, policy, candidate, rivals[claim.against], min(levels.get(p.benchmark, alpha) for p in claim.parts))
+        for claim in claims(policy, rivals)
+    ]
+    targets = _judge([f for f in findings if f.claim.role == "target"], adjust_passes=policy.require == "any")
+    guards = _judge([f for f in findings if f.claim.role == "guard"], adjust_fails=True)
+    watched: list[Check] = []
+    checks = (*targets, *guards, *watched)
+    outcome = _outcome(policy, targets, guards, watched)
     decisive = {"promote": "pass", "reject": "fail", "inconclusive": "undecided"}[outcome]
     return Verdict(
         outcome=outcome,
         checks=checks,
-        reasons=tuple(check.reason for check in checks if check.outcome == decisive),
+        reasons=tuple(check.reason for wanted in (decisive, "warn") for check in checks if check.outcome == wanted),
         candidate=candidate.checkpoint,
         champion=champion.checkpoint,
         policy=policy.digest,
-        alpha=policy.alpha,
+        alpha=alpha,
         runs={"candidate": candidate.run_id} | {name: run.run_id for name, run in rivals.items()},
     )
 
@@ -124,33 +92,6 @@ def require_comparable(one: RunData, other: RunData, benchmarks: Iterable[str] =
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """What a policy wants shown: that a difference lies above `threshold`."""
-
-    role: Literal["target", "guard"]
-    benchmark: str
-    metric: str
-    threshold: float
-    against: str
-
-    @property
-    def margin(self) -> float:
-        return abs(self.threshold)
-
-
-@dataclass(frozen=True, slots=True)
-class _Finding:
-    """What the records say about a claim; no evidence where `missing` says what there is not."""
-
-    claim: _Claim
-    difference: float | None = None
-    evidence: Evidence = _NO_EVIDENCE
-    pairs: int = 0
-    ungraded: int = 0
-    missing: str = ""
-
-
 def _rivals(policy: Policy, candidate: RunData, champion: RunData, anchor: RunData | None) -> dict[str, RunData]:
     rivals = {"champion": champion}
     if candidate.checkpoint == champion.checkpoint:
@@ -163,102 +104,45 @@ def _rivals(policy: Policy, candidate: RunData, champion: RunData, anchor: RunDa
             )
         if anchor.checkpoint not in (champion.checkpoint, candidate.checkpoint):
             rivals["anchor"] = anchor
-    wanted = [target.benchmark for target in policy.targets] + [guard.benchmark for guard in policy.guards]
     for rival in rivals.values():
-        require_comparable(candidate, rival, wanted)
+        require_comparable(candidate, rival, policy.benchmarks)
     known = {name for run in (candidate, *rivals.values()) for name in run.benchmarks}
-    for name in wanted:
+    for name in policy.benchmarks:
         if name not in known:
             raise UnknownName("benchmark in these runs", name, known, f"Policy '{policy.name}' asks for it.")
     return rivals
 
 
-def _claims(policy: Policy, rivals: Iterable[str]) -> list[_Claim]:
-    targets = [_Claim("target", t.benchmark, t.metric, t.min_effect, "champion") for t in policy.targets]
-    return targets + [
-        _Claim("guard", guard.benchmark, guard.metric, -guard.margin, rival)
-        for rival in rivals
-        for guard in policy.guards
-    ]
+def _outcome(policy: Policy, targets: Sequence[Check], guards: Sequence[Check], watched: Sequence[Check]) -> Outcome:
+    enough = any if policy.require == "any" else all
+    hopeless = all if policy.require == "any" else any
+    if any(c.outcome == "fail" for c in (*guards, *watched)) or hopeless(c.outcome == "fail" for c in targets):
+        return "reject"
+    kept = all(c.outcome == "pass" for c in guards) and all(c.outcome != "undecided" for c in watched)
+    return "promote" if kept and enough(c.outcome == "pass" for c in targets) else "inconclusive"
 
 
-def _find(claim: _Claim, policy: Policy, candidate: RunData, rival: RunData) -> _Finding:
-    for run in (candidate, rival):
-        if claim.benchmark not in run.benchmarks:
-            return _Finding(claim, missing=f"run {run.run_id} does not have it, and nothing is shown without it")
-    pairs = pair(
-        candidate.records.get(claim.benchmark, ()),
-        rival.records.get(claim.benchmark, ()),
-        benchmark=claim.benchmark,
-        metric=claim.metric,
-    )
-    if pairs.unpaired:
-        raise UserError(
-            f"'{claim.benchmark}': {len(pairs.unpaired)} samples are in only one of the runs {candidate.run_id} and "
-            f"{rival.run_id} ('{pairs.unpaired[0]}' first): run both with the same limit"
-        )
-    kind = _kind(claim, candidate, pairs)
-    graded = pairs.graded
-    ungraded = int(graded.size - graded.sum())
-    difference = float((pairs.candidate - pairs.champion)[graded].mean()) if graded.any() else None
-    found = _Finding(claim, difference, pairs=graded.size, ungraded=ungraded)
-    if ungraded > policy.max_ungraded * graded.size:
-        allowed = f"{100 * policy.max_ungraded:g}% allowed"
-        return replace(found, missing=f"{ungraded} of {graded.size} pairs are ungraded, more than the {allowed}")
-    worst = _weigh(claim, policy, kind, pairs, _filled(pairs, 0.0, 1.0))
-    best = _weigh(claim, policy, kind, pairs, _filled(pairs, 1.0, 0.0)) if ungraded else worst
-    return replace(found, evidence=Evidence(worst.low, best.high, worst.p_above, best.p_below))
-
-
-def _kind(claim: _Claim, run: RunData, pairs: Pairs) -> Kind:
-    """The benchmark's declared kind for its own metric, and for its other metrics what their values look like."""
-    facts = run.benchmarks[claim.benchmark]
-    if claim.metric == facts["metric"]:
-        kind: Kind = facts["kind"]
-        require_kind(pairs, kind, claim.benchmark)
-        return kind
-    others = {name for both in pairs.records for record in both for name in record.score.also}
-    if claim.metric not in others:
-        raise UnknownName(f"metric of '{claim.benchmark}'", claim.metric, {facts["metric"], *others})
-    scores = np.concatenate([pairs.candidate, pairs.champion])
-    return "binary" if np.isin(scores[np.isfinite(scores)], (0.0, 1.0)).all() else "continuous"
-
-
-def _filled(pairs: Pairs, candidate: float, champion: float) -> NDArray[np.float64]:
-    """Candidate minus champion, with these scores where there is none."""
-    return np.nan_to_num(pairs.candidate, nan=candidate) - np.nan_to_num(pairs.champion, nan=champion)
-
-
-def _weigh(claim: _Claim, policy: Policy, kind: Kind, pairs: Pairs, d: NDArray[np.float64]) -> Evidence:
-    if kind == "binary" and pairs.clusters is None:
-        gained, lost = int((d > 0).sum()), int((d < 0).sum())
-        return binary_evidence(gained, lost, d.size, threshold=claim.threshold, alpha=policy.alpha)
-    return continuous_evidence(d, pairs.clusters, threshold=claim.threshold, alpha=policy.alpha)
-
-
-def _judge(
-    findings: Sequence[_Finding], policy: Policy, *, adjust_passes: bool = False, adjust_fails: bool = False
-) -> list[Check]:
+def _judge(findings: Sequence[Finding], *, adjust_passes: bool = False, adjust_fails: bool = False) -> list[Check]:
     """The checks of all targets, or of all guards: p-values adjusted together (Holm) on the side that is a union."""
     above: Sequence[float] = [finding.evidence.p_above for finding in findings]
     below: Sequence[float] = [finding.evidence.p_below for finding in findings]
     above = holm(above) if adjust_passes else above
     below = holm(below) if adjust_fails else below
-    return [_check(*row, policy) for row in zip(findings, above, below, strict=True)]
+    return [_check(*row) for row in zip(findings, above, below, strict=True)]
 
 
-def _check(finding: _Finding, p_above: float, p_below: float, policy: Policy) -> Check:
+def _check(finding: Finding, p_above: float, p_below: float) -> Check:
     claim, (low, high, _, _) = finding.claim, finding.evidence
     outcome: Literal["pass", "fail", "undecided"] = "undecided"
-    if p_above < policy.alpha:
+    if p_above < finding.level:
         outcome = "pass"
-    elif p_below < policy.alpha:
+    elif p_below < finding.level:
         outcome = "fail"
-    low = low if p_above < policy.alpha else min(low, claim.threshold)
-    high = high if p_below < policy.alpha else max(high, claim.threshold)
+    low = low if p_above < finding.level else min(low, claim.threshold)
+    high = high if p_below < finding.level else max(high, claim.threshold)
     known = not finding.missing
     return Check(
-        benchmark=claim.benchmark,
+        benchmark=claim.label,
         role=claim.role,
         metric=claim.metric,
         difference=finding.difference,
@@ -268,14 +152,17 @@ def _check(finding: _Finding, p_above: float, p_below: float, policy: Policy) ->
         p=p_above if known else None,
         outcome=outcome,
         against=claim.against,
-        reason=_sentence(finding, p_above, outcome, policy.alpha),
+        reason=_sentence(finding, p_above, outcome),
+        level=finding.level,
+        pairs=finding.pairs,
+        ungraded=finding.ungraded,
     )
 
 
-def _sentence(finding: _Finding, p: float, outcome: str, alpha: float) -> str:
+def _sentence(finding: Finding, p: float, outcome: str) -> str:
     claim, (low, high, _, _) = finding.claim, finding.evidence
-    subject = claim.benchmark if claim.against == "champion" else f"{claim.benchmark} against the {claim.against}"
-    if finding.missing or finding.difference is None:
+    subject = claim.label if claim.against == "champion" else f"{claim.label} against the {claim.against}"
+    if finding.missing:
         return f"{subject}: {finding.missing}"
     margin = f"{100 * claim.margin:g}"
     says = {
@@ -286,24 +173,36 @@ def _sentence(finding: _Finding, p: float, outcome: str, alpha: float) -> str:
         ("guard", "fail"): f"margin {margin}: shown to lose more",
         ("guard", "undecided"): f"margin {margin}: not shown to be worse, not shown to be safe",
     }[claim.role, outcome]
-    points = 100 * abs(finding.difference)
-    moved = f"{'gained' if finding.difference > 0 else 'lost'} {points:.1f} points" if points else "no difference"
-    facts = f"{1 - 2 * alpha:.0%} interval {_points(low)} to {_points(high)}"
+    facts = f"{100 * (1 - 2 * finding.level):.3g}% interval {_points(low)} to {_points(high)}"
     facts += f", p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}" if claim.role == "target" and outcome != "fail" else ""
     facts += f", {finding.ungraded} ungraded counted at their worst" if finding.ungraded else ""
-    more = f"; {_what_would_decide(finding, alpha)}" if outcome == "undecided" else ""
-    return f"{subject}: {moved} on {finding.pairs} pairs ({facts}), {says}{more}"
+    more = f"; {_what_would_decide(finding)}" if outcome == "undecided" else ""
+    return f"{subject}: {_moved(finding)} on {finding.pairs} pairs ({facts}), {says}{more}"
 
 
-def _what_would_decide(finding: _Finding, alpha: float) -> str:
-    """How many samples would decide four times in five, if the difference is as seen."""
+def _moved(finding: Finding) -> str:
+    if not finding.difference:
+        return "no difference"
+    points = f"{100 * abs(finding.difference):.1f} points"
+    if finding.claim.sign < 0:
+        return f"{'fell' if finding.difference > 0 else 'rose'} by {points}"
+    return f"{'gained' if finding.difference > 0 else 'lost'} {points}"
+
+
+def _what_would_decide(finding: Finding) -> str:
+    """How many samples would decide four times in five, if the difference is as seen; or repeats of those there are.
+
+    The repeats are the fewest that could do it: were all of the spread the chance of sampling an answer.
+    """
     low, high, _, _ = finding.evidence
     distance = abs((finding.difference or 0.0) - finding.claim.threshold)
-    more = samples_to_decide(low, high, finding.pairs, distance, alpha) - finding.pairs
+    needed = samples_to_decide(low, high, finding.pairs, distance, finding.level)
     first = f"grade the {finding.ungraded} ungraded first; " if finding.ungraded else ""
-    if more > 1_000_000:
+    if needed - finding.pairs > 1_000_000:
         return f"{first}with so small a difference no number of samples is likely to decide"
-    return f"{first}about {max(1, round(more))} more samples would decide"
+    more = f"{first}about {max(1, round(needed - finding.pairs))} more samples would decide"
+    repeats = max(2, -(-int(needed) // finding.pairs))
+    return f"{more}, or {repeats} or more answers to each of these" if finding.repeatable else more
 
 
 def _points(value: float) -> str:

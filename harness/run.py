@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from textwrap import shorten
-from typing import Any
+from typing import Any, Protocol
 
 from rlhf_bench.harness.codec import digest, plain, sample_digest
 from rlhf_bench.harness.engines import Engine
@@ -22,6 +22,7 @@ from rlhf_bench.harness.engines.stored import stored_or_asked
 from rlhf_bench.harness.errors import Fault, RlhfBenchError, UserError
 from rlhf_bench.harness.judges import Asks, Judge
 from rlhf_bench.harness.progress import Advance, Track, silent
+from rlhf_bench.harness.repeats import sampled
 from rlhf_bench.harness.sandbox import REVISION, level
 from rlhf_bench.harness.stats import estimate
 from rlhf_bench.harness.store import Run, Store
@@ -52,6 +53,24 @@ KEYED_BY = ("benchmarks", "engine_identity", "protocol", "judge_identity", "limi
 PACKAGES = ("torch", "transformers", "lm_eval", "trl", "numpy")
 
 
+class Until(Protocol):
+    """How far a run goes: its samples look by look, and after each look which of them are still to be asked.
+
+    `design` is all that fixes it in advance and, after the last look, how far it went; it is part of the manifest.
+    """
+
+    @property
+    def design(self) -> Mapping[str, Any]: ...
+
+    def looks(self, samples: Mapping[str, Sequence[Sample]]) -> Iterator[Mapping[str, Sequence[Sample]]]:
+        """The samples of each look, by benchmark; the next look's depend on what `look` was shown."""
+        ...
+
+    def look(self, number: int, records: Mapping[str, Sequence[Record]]) -> None:
+        """All records so far, after look `number`, from 1."""
+        ...
+
+
 def evaluate(
     suite: Suite,
     engine: Engine,
@@ -62,13 +81,15 @@ def evaluate(
     limit: int | None = None,
     settings: Mapping[str, Any] = {},
     manifest_extra: Mapping[str, Any] = {},
+    until: Until | None = None,
     track: Track = silent,
 ) -> Report:
     """Evaluate `engine` on the first `limit` samples of each benchmark; the report is stored, and so is every record.
 
     Where a benchmark has strata, `limit` takes of each in turn. The same samples, engine, protocol, judge and limit are
     the same run: called again, it takes what is stored and does only what is missing. `settings` is kept for whoever
-    starts the run again, `manifest_extra` joins the manifest.
+    starts the run again, `manifest_extra` joins the manifest. With `until` the samples are asked look by look, until it
+    says that they are enough.
     Raises UserError where a benchmark needs a judge and there is none, or none that can be asked. Raises Fault where an
     engine or a grader breaks its contract or a grader raises; everything that was finished before is stored.
     """
@@ -76,7 +97,9 @@ def evaluate(
     _check(suite, judge, limit)
     samples = {benchmark.name: _load(benchmark, protocol, limit) for benchmark in suite.benchmarks}
     manifest = _manifest(suite, samples, engine, protocol, judge, limit)
-    key = digest([manifest[name] for name in KEYED_BY])
+    if until is not None:
+        manifest["sequential"] = plain(dict(until.design))
+    key = digest([manifest[name] for name in KEYED_BY] + ([manifest["sequential"]] if until else []))
     manifest |= plain(dict(manifest_extra))
     run = Run(
         id=key[:10],
@@ -91,22 +114,46 @@ def evaluate(
         created=manifest["created"],
     )
     store.start_run(run)
-    answered_by = _answered(suite, samples, engine, store, track)
-    estimates: list[Estimate] = []
-    with track("grades", sum(map(len, samples.values()))) as advance:
-        for benchmark in suite.benchmarks:
-            answered = answered_by[benchmark.name]
-            scores = _grade(benchmark, answered, judge, store, advance)
-            records = [
-                Record(benchmark.name, sample_digest(sample), sample, completions, scores[sample.id])
-                for sample, completions in answered
-            ]
-            store.save_records(run.id, records)
-            estimates += estimates_of(benchmark, records)
-    manifest |= _said_by(engine, answered_by, judge)
+    records: dict[str, list[Record]] = {benchmark.name: [] for benchmark in suite.benchmarks}
+    answers: list[Completion] = []
+    looks = until.looks(samples) if until else iter([samples])
+    for number, asked in enumerate(looks, start=1):
+        part = replace(suite, benchmarks=tuple(each for each in suite.benchmarks if asked.get(each.name)))
+        for name, found in _measured(part, asked, engine, judge, store, track):
+            store.save_records(run.id, found)
+            records[name] += found
+            answers += [completion for record in found for completion in record.completions]
+        if until is not None:
+            until.look(number, records)
+            manifest["sequential"] = plain(dict(until.design))
+    estimates = [each for benchmark in suite.benchmarks for each in estimates_of(benchmark, records[benchmark.name])]
+    manifest |= _said_by(engine, answers, judge)
     report = Report(run.id, run.model, run.checkpoint, run.suite, run.protocol, run.judge, tuple(estimates), manifest)
     store.finish_run(run.id, report)
     return report
+
+
+def _measured(
+    suite: Suite,
+    samples: Mapping[str, Sequence[Sample]],
+    engine: Engine,
+    judge: Judge | None,
+    store: Store,
+    track: Track,
+) -> Iterator[tuple[str, list[Record]]]:
+    """The records of these samples, benchmark by benchmark: all are answered first, then graded."""
+    answered_by = _answered(suite, samples, engine, store, track)
+    with track("grades", sum(map(len, answered_by.values()))) as advance:
+        for benchmark in suite.benchmarks:
+            answered = answered_by[benchmark.name]
+            scores = _grade(benchmark, answered, judge, store, advance)
+            yield (
+                benchmark.name,
+                [
+                    Record(benchmark.name, sample_digest(sample), sample, completions, scores[sample.id])
+                    for sample, completions in answered
+                ],
+            )
 
 
 def estimates_of(benchmark: Benchmark, records: Sequence[Record]) -> list[Estimate]:
@@ -157,9 +204,10 @@ def _check(suite: Suite, judge: Judge | None, limit: int | None) -> None:
 
 
 def _load(benchmark: Benchmark, protocol: EvalProtocol, limit: int | None) -> list[Sample]:
-    """The first `limit` samples. A sample that stands there twice is one; two of the same id are a Fault."""
+    """The first `limit` samples, each as often as the protocol repeats it. One that stands there twice is one; two of
+    the same id are a Fault."""
     found: dict[str, Sample] = {}
-    for sample in _first(benchmark.load(protocol), limit):
+    for sample in sampled(_first(benchmark.load(protocol), limit), protocol, benchmark.name):
         if found.setdefault(sample.id, sample) != sample:
             raise Fault(f"benchmark '{benchmark.name}' has two different samples with the id '{sample.id}'")
         places = {(request.sample_id, request.index) for request in sample.requests}
@@ -186,7 +234,9 @@ def _answered(
 ) -> dict[str, list[Graded]]:
     """Each benchmark's samples with all their completions: first those of their own requests, then round by round those
     of the requests that the benchmark writes from what was answered so far."""
-    found: dict[str, list[Graded]] = {name: [(sample, ()) for sample in loaded] for name, loaded in samples.items()}
+    found: dict[str, list[Graded]] = {
+        benchmark.name: [(sample, ()) for sample in samples[benchmark.name]] for benchmark in suite.benchmarks
+    }
     waiting = [
         (benchmark, place, sample.requests)
         for benchmark in suite.benchmarks
@@ -368,9 +418,9 @@ def _manifest(
     }
 
 
-def _said_by(engine: Engine, answered: Mapping[str, Sequence[Graded]], judge: Judge | None) -> dict[str, Any]:
+def _said_by(engine: Engine, answers: Sequence[Completion], judge: Judge | None) -> dict[str, Any]:
     """What is only known afterwards: what an API took for answers and judgments, and who it says answered."""
-    served = {c.served_by for graded in answered.values() for _, completions in graded for c in completions}
+    served = {completion.served_by for completion in answers}
     said: dict[str, Any] = {"engine": dict(engine.manifest)}
     if served - {""}:
         said["served_by"] = sorted(served - {""})

@@ -278,7 +278,7 @@ def test_a_benchmark_that_a_run_lacks_is_never_a_pass() -> None:
     champion = run("old", sums=BETTER[1], code=SAFE[1])
     verdict = gate(policy(), candidate, champion)
     assert verdict.outcome == "inconclusive"
-    assert verdict.reasons == ("code: run run-new does not have it, and nothing is shown without it",)
+    assert verdict.reasons == ("code: run run-new does not have code, and nothing is shown without it",)
 
 
 def test_the_candidate_is_not_its_own_rival() -> None:

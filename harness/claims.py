@@ -1,0 +1,266 @@
+"""What a policy wants shown, and what two runs' records say about it.
+
+    Policy ─► Claim (a difference lies above a threshold) ─► pairs of both runs ─► Finding: difference, bounds, p-values
+
+A claim is about the samples of one part, or of several pooled, each sample counting once. Every ungraded pair counts at
+its worst, against whichever claim is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_bench.harness.compare import Pairs, pair, require_kind
+from rlhf_bench.harness.errors import UnknownName, UserError
+from rlhf_bench.harness.policy import Part, Policy, Target
+from rlhf_bench.harness.stats import Evidence, binary_evidence, continuous_evidence
+from rlhf_bench.harness.store import Store
+from rlhf_bench.harness.types import Figure, Record
+
+NO_EVIDENCE = Evidence(-1.0, 1.0, 1.0, 1.0)
+_MANIFEST = ("protocol_digest", "judge_identity", "benchmarks")
+Figures = Mapping[str, Mapping[str, Figure]]
+NO_FIGURES: Figures = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """What the gate reads of one run: whose answers, under which conditions, with which scores.
+
+    `manifest` holds "protocol_digest", "judge_identity" and "benchmarks" ({name: {"version", "metric", "kind"}}), and
+    may hold "protocol" and "engine"; UserError where one of the first is missing: nothing could be shown to compare.
+    `figures` are the metrics that are no means over samples, by benchmark and name.
+    """
+
+    run_id: str
+    checkpoint: str
+    manifest: Mapping[str, Any]
+    records: Mapping[str, Sequence[Record]]
+    figures: Figures = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in _MANIFEST:
+            if key not in self.manifest:
+                raise UserError(f"run {self.run_id} does not say its {key}, so it compares with nothing: run it again")
+
+    @classmethod
+    def load(cls, store: Store, run_id: str, figures: Figures = NO_FIGURES) -> Self:
+        """The finished run of this id in the store. Raises UserError where it is not finished."""
+        report = store.report(run_id)
+        records: dict[str, list[Record]] = {}
+        for record in store.records(report.run_id):
+            records.setdefault(record.benchmark, []).append(record)
+        return cls(report.run_id, report.checkpoint, report.manifest, records, figures)
+
+    @property
+    def benchmarks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Version, metric and kind of each benchmark that was run."""
+        found: Mapping[str, Mapping[str, Any]] = self.manifest["benchmarks"]
+        return found
+
+    def only(self, keep: Mapping[str, frozenset[str]]) -> Self:
+        """The same run with the records of these digests only, by benchmark."""
+        nothing: frozenset[str] = frozenset()
+        return replace(
+            self,
+            records={
+                name: [record for record in records if record.digest in keep.get(name, nothing)]
+                for name, records in self.records.items()
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a policy wants shown: that a difference, counted so that more is better, lies above `threshold`."""
+
+    role: Literal["target", "guard"]
+    label: str
+    parts: tuple[Part, ...]
+    threshold: float
+    sign: float
+    against: str
+
+    @property
+    def margin(self) -> float:
+        """The threshold without its sign."""
+        return abs(self.threshold)
+
+    @property
+    def metric(self) -> str:
+        """The metric, or those of the pool."""
+        return " + ".join(dict.fromkeys(part.metric for part in self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the records say about a claim; no evidence where `missing` says what there is not.
+
+    `level` is the one-sided alpha of its bounds. `repeatable`: the answers were generated, so that more of them to the
+    same samples would say more.
+    """
+
+    claim: Claim
+    level: float
+    difference: float | None = None
+    evidence: Evidence = NO_EVIDENCE
+    pairs: int = 0
+    ungraded: int = 0
+    repeatable: bool = False
+    missing: str = ""
+
+
+def claims(policy: Policy, rivals: Iterable[str]) -> list[Claim]:
+    """Every target against the champion, and every guard against each of `rivals`."""
+
+    def claim(rule: Any, against: str) -> Claim:
+        role: Literal["target", "guard"] = "target" if isinstance(rule, Target) else "guard"
+        threshold = rule.min_effect if role == "target" else -rule.margin
+        return Claim(role, rule.label, rule.parts, threshold, 1.0 if rule.direction == "higher" else -1.0, against)
+
+    targets = [claim(target, "champion") for target in policy.targets]
+    return targets + [claim(guard, rival) for rival in rivals for guard in policy.guards]
+
+
+def find(claim: Claim, policy: Policy, candidate: RunData, rival: RunData, level: float) -> Finding:
+    """What the two runs show at this one-sided level. Raises UserError where they were not asked the same samples."""
+    found = Finding(claim, level)
+    for run in (candidate, rival):
+        for part in claim.parts:
+            if part.benchmark not in run.benchmarks:
+                return replace(
+                    found, missing=f"run {run.run_id} does not have {part.benchmark}, and nothing is shown without it"
+                )
+    paired = [_paired(part, candidate, rival) for part in claim.parts]
+    graded = np.concatenate([each.pairs.graded for each in paired])
+    ungraded = int(graded.size - graded.sum())
+    found = replace(
+        found,
+        pairs=graded.size,
+        ungraded=ungraded,
+        repeatable=all(each.generated for each in paired),
+    )
+    if ungraded > policy.max_ungraded * graded.size or not graded.any():
+        allowed = f"{100 * policy.max_ungraded:g}% allowed"
+        return replace(
+            found,
+            difference=_plain_difference(claim, paired),
+            missing=f"{ungraded} of {graded.size} pairs are ungraded, more than the {allowed}",
+        )
+    low, high = (0.0, 1.0) if claim.sign > 0 else (1.0, 0.0)
+    d = claim.sign * _differences(paired, low, high)
+    worst = _weigh(claim, paired, d, level)
+    if not ungraded:
+        return replace(found, difference=float(d.mean()), evidence=worst)
+    best = _weigh(claim, paired, claim.sign * _differences(paired, high, low), level)
+    return replace(
+        found,
+        difference=_plain_difference(claim, paired),
+        evidence=Evidence(worst.low, best.high, worst.p_above, best.p_below),
+    )
+
+
+class _Paired(NamedTuple):
+    """One part in both runs; `figure` where its metric is no mean over samples."""
+
+    pairs: Pairs
+    figure: Figure | None
+    binary: bool
+    generated: bool
+
+
+def _paired(part: Part, candidate: RunData, rival: RunData) -> _Paired:
+    name, facts = part.benchmark, candidate.benchmarks[part.benchmark]
+    figure = candidate.figures.get(name, {}).get(part.metric)
+    ours, theirs = (_in_strata(part, run) for run in (candidate, rival))
+    pairs = pair(ours, theirs, benchmark=name, metric=facts["metric"] if figure else part.metric)
+    if pairs.unpaired:
+        raise UserError(
+            f"'{name}': {len(pairs.unpaired)} samples are in only one of the runs {candidate.run_id} and "
+            f"{rival.run_id} ('{pairs.unpaired[0]}' first): run both with the same limit"
+        )
+    first = pairs.records[0][0].completions
+    generated = bool(first) and first[0].logprob is None
+    return _Paired(pairs, figure, figure is None and _is_binary(part, candidate, pairs), generated)
+
+
+def _in_strata(part: Part, run: RunData) -> Sequence[Record]:
+    records = run.records.get(part.benchmark, ())
+    if not part.strata:
+        return records
+    known = {record.sample.tags.get("stratum", "") for record in records}
+    for stratum in part.strata:
+        if stratum not in known:
+            raise UnknownName(f"stratum of '{part.benchmark}' in run {run.run_id}", stratum, known - {""})
+    return [record for record in records if record.sample.tags.get("stratum") in part.strata]
+
+
+def _is_binary(part: Part, run: RunData, pairs: Pairs) -> bool:
+    """By the benchmark's declared kind for its own metric, and for its other metrics by what their values look like."""
+    facts = run.benchmarks[part.benchmark]
+    if part.metric == facts["metric"]:
+        require_kind(pairs, facts["kind"], part.benchmark)
+        return bool(facts["kind"] == "binary")
+    others = {name for both in pairs.records for record in both for name in record.score.also}
+    if part.metric not in others:
+        known = {facts["metric"], *others, *run.figures.get(part.benchmark, {})}
+        raise UnknownName(f"metric of '{part.benchmark}'", part.metric, known)
+    scores = np.concatenate([pairs.candidate, pairs.champion])
+    return bool(np.isin(scores[np.isfinite(scores)], (0.0, 1.0)).all())
+
+
+def _differences(paired: Sequence[_Paired], candidate: float, champion: float) -> NDArray[np.float64]:
+    """Candidate minus champion of all parts, with these scores where there is none."""
+    return np.concatenate(
+        [
+            _difference(
+                each,
+                np.nan_to_num(each.pairs.candidate, nan=candidate),
+                np.nan_to_num(each.pairs.champion, nan=champion),
+                each.pairs.records,
+            )
+            for each in paired
+        ]
+    )
+
+
+def _plain_difference(claim: Claim, paired: Sequence[_Paired]) -> float | None:
+    """The difference over the pairs that are graded; None where none is."""
+    parts = []
+    for each in paired:
+        graded = each.pairs.graded
+        records = [both for both, keep in zip(each.pairs.records, graded, strict=True) if keep]
+        if records:
+            parts.append(_difference(each, each.pairs.candidate[graded], each.pairs.champion[graded], records))
+    return claim.sign * float(np.concatenate(parts).mean()) if parts else None
+
+
+def _difference(
+    paired: _Paired,
+    candidate: NDArray[np.float64],
+    champion: NDArray[np.float64],
+    records: Sequence[tuple[Record, Record]],
+) -> NDArray[np.float64]:
+    if paired.figure is None:
+        return candidate - champion
+    ours = paired.figure([mine for mine, _ in records], candidate.tolist())
+    return np.asarray(ours) - np.asarray(paired.figure([other for _, other in records], champion.tolist()))
+
+
+def _weigh(claim: Claim, paired: Sequence[_Paired], d: NDArray[np.float64], level: float) -> Evidence:
+    clustered = any(each.pairs.clusters for each in paired)
+    if not clustered and all(each.binary for each in paired):
+        gained, lost = int((d > 0).sum()), int((d < 0).sum())
+        return binary_evidence(gained, lost, d.size, threshold=claim.threshold, alpha=level)
+    clusters = [
+        f"{number} {name}"
+        for number, each in enumerate(paired)
+        for name in each.pairs.clusters or map(str, range(each.pairs.graded.size))
+    ]
+    return continuous_evidence(d, clusters if clustered else None, threshold=claim.threshold, alpha=level)
