@@ -6,13 +6,13 @@ Listing them imports none; `benchmark` and `suite` import the modules of those t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 from rlhf_bench.harness.errors import UnknownName
-from rlhf_bench.harness.types import Benchmark, EvalProtocol, Suite
+from rlhf_bench.harness.types import Benchmark, EvalProtocol, Figure, Suite
 from rlhf_bench.suites.protocols import PROTOCOLS
 
 
@@ -107,6 +107,15 @@ SUITES: Mapping[str, Group] = MappingProxyType(
         ),
     }
 )
+
+
+LINEARISED = ("alpaca_eval", "arena_hard")
+"""The benchmarks with metrics that are no means over samples and compare all the same."""
+
+
+def figures(names: Iterable[str]) -> Mapping[str, Mapping[str, Figure]]:
+    """By benchmark the metrics that are no means over samples, those of `names` that have some."""
+    return {name: benchmark(name).figures for name in names if name in LINEARISED}
 
 
 def benchmark(name: str) -> Benchmark:

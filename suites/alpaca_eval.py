@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.errors import MissingData, UserError
 from rlhf_bench.harness.judges import Judge
 from rlhf_bench.harness.types import (
     Battle,
@@ -35,11 +35,13 @@ from rlhf_bench.harness.types import (
     Sampling,
     Score,
 )
+from rlhf_bench.suites import data
 from rlhf_bench.suites.data import rows
 from rlhf_bench.suites.estimates import summary
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.stats import Interval
+    from rlhf_bench.suites.judged.length_controlled import LengthControlled
 
 MAX_TOKENS = 1024
 """By SmolLM2's tokens, 2% of the baseline's answers are longer, and 0 to 9% of those of nine published models."""
@@ -96,7 +98,7 @@ def summarise(records: Sequence[Record]) -> list[Estimate]:
 
     graded = [record for record in records if record.score.value is not None]
     values = [record.score.value or 0.0 for record in graded]
-    discrete = [(1 + (value > 0.5) - (value < 0.5)) / 2 for value in values]
+    discrete = discrete_win_rate(graded, values)
     counts = len(graded), len(records)
     return [
         summary("alpaca_eval", "discrete_win_rate", *counts, lambda: estimate(discrete, kind="continuous")),
@@ -109,19 +111,76 @@ def _length_controlled(graded: Sequence[Record]) -> Interval:
     from scipy import special
 
     from rlhf_bench.harness.stats import Interval
-    from rlhf_bench.suites.judged.alpaca_eval import Annotation, fit
-    from rlhf_bench.suites.judged.files import Row
 
-    annotations = []
-    for place, record in enumerate(graded):
-        row, score = record.sample.row, record.score
-        owner = "", str(row["generator"]), "", str(row["instruction"])
-        chars = float(len(record.sample.reference)), score.also["length_chars"]
-        annotations.append(Annotation(*owner, score.value, *chars, place, Row(Path(), place + 1, row)))
-    found = fit(annotations)
+    found = _fit(graded, [record.score.value or 0.0 for record in graded])
     half = float(special.stdtrit(len(graded) - 1, 0.975)) * found.se
     low, high = max(0.0, found.score - half), min(1.0, found.score + half)
     return Interval(found.score, low, high, found.se, f"t by influence function, {len(graded)} items")
+
+
+def discrete_win_rate(records: Sequence[Record], scores: Sequence[float]) -> Sequence[float]:
+    """1 for a score above a half, 0 for one below, a half for a draw."""
+    return [(1 + (value > 0.5) - (value < 0.5)) / 2 for value in scores]
+
+
+def lc_win_rate(records: Sequence[Record], scores: Sequence[float]) -> Sequence[float]:
+    """The length-controlled win rate, linearised: a value for each record, whose mean is the rate and whose spread is
+    its error; two models' values on the same records differ as their rates do, and by as much error.
+
+    An ungraded record counts as an answer as long as the baseline's. Nothing is downloaded. Raises MissingData without
+    the fit's data; UserError for fewer than `LEAST_CONTROLLED` records, another baseline, an instruction that is none
+    of the 805, or an answer that was judged and has no length.
+    """
+    from rlhf_bench.suites.judged.alpaca_eval import BASELINES, GAMED, RECOVERED
+
+    if len(records) < LEAST_CONTROLLED:
+        raise UserError(f"lc_win_rate needs at least {LEAST_CONTROLLED} graded samples, and there are {len(records)}")
+    baseline = str(records[0].sample.row.get("generator", ""))
+    if baseline not in BASELINES:
+        which = f"is {baseline}" if baseline else "is not named"
+        raise UserError(f"lc_win_rate is defined against {BASELINES[0]}, and these samples' baseline {which}")
+    if data.find("alpaca_eval/baseline") is None or (data.find(GAMED) is None and data.find(RECOVERED) is None):
+        raise MissingData(
+            "lc_win_rate rests on data that are not here: run `rlhf-bench suites fetch alpaca_eval` and `rlhf-bench "
+            "suites fetch alpaca_eval_lc` where there is a network, or set RLHF_BENCH_DATA to a folder that holds them"
+        )
+    try:
+        return [float(value) for value in _fit(records, scores).linearised]
+    except LookupError as error:
+        raise UserError(f"no lc_win_rate: {error.args[0]}") from error
+
+
+def _fit(records: Sequence[Record], scores: Sequence[float]) -> LengthControlled:
+    """The fit, its rows in the order of `records`. It is made in the official order, which its folds hang on."""
+    import numpy as np
+
+    from rlhf_bench.suites.judged.alpaca_eval import Annotation, fit, place_of
+    from rlhf_bench.suites.judged.files import Row
+
+    places = [place_of(str(record.sample.row.get("instruction", ""))) for record in records]
+    order = sorted(range(len(records)), key=places.__getitem__)
+    annotations = []
+    for number in order:
+        row, chars = records[number].sample.row, float(len(records[number].sample.reference))
+        owner = "", str(row.get("generator", "")), "", places[number]
+        lengths = chars, _length(records[number])
+        annotations.append(Annotation(*owner, scores[number], *lengths, number, Row(Path(), number + 1, row)))
+    found = fit(annotations)
+    influence = np.empty_like(found.influence)
+    influence[order] = found.influence
+    return replace(found, influence=influence, keys=tuple(range(len(records))))
+
+
+def _length(record: Record) -> float:
+    """The answer's length in characters; of an ungraded one the baseline's, so that its score counts in full."""
+    if record.score.value is None:
+        return float(len(record.sample.reference))
+    if "length_chars" in record.score.also:
+        return record.score.also["length_chars"]
+    answer = next(iter(record.completions), None)
+    if answer is None or answer.finish_reason == "error":
+        raise UserError(f"no lc_win_rate: sample '{record.sample.id}' was judged and its answer has no length")
+    return float(len(answer.text))
 
 
 BENCHMARK = Benchmark(
@@ -136,4 +195,5 @@ BENCHMARK = Benchmark(
     judged=True,
     needs=("alpaca_eval/baseline",),
     summarise=summarise,
+    figures={"lc_win_rate": lc_win_rate, "discrete_win_rate": discrete_win_rate},
 )

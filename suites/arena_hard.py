@@ -39,6 +39,8 @@ from rlhf_bench.suites.estimates import summary
 
 MAX_TOKENS = 4096
 """gen_answer_config.yaml: greedy, 4096 tokens."""
+MOST = 6.0
+"""The weight of a prompt with two strong verdicts."""
 
 
 def load(protocol: EvalProtocol) -> Sequence[Sample]:
@@ -140,6 +142,29 @@ def summarise(records: Sequence[Record]) -> list[Estimate]:
     return [summary("arena_hard", "score", len(graded), len(records), measure)]
 
 
+def official_score(records: Sequence[Record], scores: Sequence[float]) -> Sequence[float]:
+    """The official score, linearised. It is Σ wᵢsᵢ / Σ wᵢ, so a prompt's value is score + wᵢ (sᵢ − score) / mean(w).
+
+    A prompt without its two verdicts weighs as two strong ones. Raises UserError where the judge only compared.
+    """
+    import numpy as np
+
+    weights = np.array([_weight(record) for record in records])
+    values = np.asarray(scores, dtype=np.float64)
+    score = float(weights @ values / weights.sum())
+    return [float(value) for value in score + weights * (values - score) / weights.mean()]
+
+
+def _weight(record: Record) -> float:
+    weight = record.score.also.get("verdict_weight")
+    if weight is None and record.score.value is not None:
+        raise UserError(
+            f"arena_hard has no score here: the judge of '{record.sample.id}' only compared, so it gave no verdicts to "
+            "weigh; win_rate is what there is"
+        )
+    return MOST if weight is None else weight
+
+
 BENCHMARK = Benchmark(
     name="arena_hard",
     version="0.1",
@@ -152,4 +177,5 @@ BENCHMARK = Benchmark(
     judged=True,
     needs=("arena_hard/questions", "arena_hard/baseline", "arena_hard/judge"),
     summarise=summarise,
+    figures={"score": official_score},
 )

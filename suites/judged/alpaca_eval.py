@@ -178,7 +178,7 @@ def _controlled(rows: Sequence[Annotation], row_order: bool) -> tuple[dict[str, 
     if (
         not row_order
         and len(rows) <= len(gamed()[0].difficulty)
-        and any(_place(each.instruction) != each.place for each in rows)
+        and any(place_of(each.instruction) != each.place for each in rows)
     ):
         theirs = fit(rows, official_row_order=True)
         further = {"lc_win_rate_published": Metric(100 * theirs.score)}
@@ -198,7 +198,7 @@ def fit(rows: Sequence[Annotation], *, official_row_order: bool = False) -> Leng
     Raises LookupError where an instruction is not one of the 805, MissingData without the gamed baselines' rows.
     """
     fixed = gamed()[0]
-    at = [each.place for each in rows] if official_row_order else [_place(each.instruction) for each in rows]
+    at = [each.place for each in rows] if official_row_order else [place_of(each.instruction) for each in rows]
     if max(at) >= len(fixed.difficulty):
         raise LookupError(f"more rows than the {len(fixed.difficulty)} instructions")
     chars = np.array([(each.baseline_chars, each.model_chars) for each in rows], dtype=np.float64)
@@ -209,7 +209,8 @@ def fit(rows: Sequence[Annotation], *, official_row_order: bool = False) -> Leng
     return length_controlled(preferences, np.nan_to_num(length), fixed.difficulty[at], fixed, keys)
 
 
-def _place(instruction: str | int) -> int:
+def place_of(instruction: str | int) -> int:
+    """The number of an instruction among the 805, from 0. Raises LookupError where it is none of them."""
     if isinstance(instruction, int):
         return instruction
     found = _places().get(" ".join(instruction.split()))

@@ -63,6 +63,16 @@ class LengthControlled:
     influence: Floats
     keys: tuple[Hashable, ...]
 
+    @property
+    def linearised(self) -> Floats:
+        """[rows] values whose mean is the score and whose sd/√rows is its standard error.
+
+        The score plus each row's influence, less the mean influence: the penalty and the gamed rows leave one of up to
+        some thousandths.
+        """
+        values: Floats = self.score + self.influence - self.influence.mean()
+        return values
+
 
 def length_feature(baseline_chars: Floats, model_chars: Floats) -> Floats:
     """tanh((baseline − model) / sd) of each row, the sd over all rows with n − 1; 0 where all differences are equal.

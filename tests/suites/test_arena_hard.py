@@ -9,12 +9,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.suites.talk import Talks, judge, told
 
+from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.run import evaluate
+from rlhf_bench.harness.stats import mean_interval
 from rlhf_bench.harness.store import Store
-from rlhf_bench.harness.types import Battle, Completion, Message, Request, Sample, Sampling, Score, Suite
+from rlhf_bench.harness.types import Battle, Completion, Message, Record, Request, Sample, Sampling, Score, Suite
 from rlhf_bench.suites import protocol
 from rlhf_bench.suites.arena_hard import BENCHMARK, games
 from rlhf_bench.suites.judged import Choice, score
@@ -151,3 +156,49 @@ def test_with_a_judge_that_only_compares_the_win_rate_is_its_and_there_is_no_sco
     assert found["win_rate"].mean == 0.75
     assert set(found) == {"win_rate", "length_chars", "truncated"}
     assert "judge_manifest" not in report.manifest
+
+
+Verdicts = st.lists(st.tuples(st.floats(0, 1), st.sampled_from([2.0, 4.0, 6.0])), min_size=2, max_size=40)
+
+
+def weighed(rows: Sequence[tuple[float | None, float | None]]) -> list[Record]:
+    also = [{} if weight is None else {"verdict_weight": weight} for _, weight in rows]
+    return [
+        Record(
+            "arena_hard", str(i), Sample(str(i), (Request(str(i), "?"),), ""), (), Score(str(i), value, also=also[i])
+        )
+        for i, (value, _) in enumerate(rows)
+    ]
+
+
+@settings(max_examples=60)
+@given(Verdicts)
+def test_the_linearised_score_has_the_mean_and_the_error_of_the_ratio(rows: list[tuple[float, float]]) -> None:
+    values, weights = (np.array(column) for column in zip(*rows, strict=True))
+    found = np.array(BENCHMARK.figures["score"](weighed(rows), list(values)))
+    wanted = mean_interval(values * weights, weights, lowest=0.0)
+    assert found.mean() == pytest.approx(wanted.mean)
+    assert found.std(ddof=1) / len(rows) ** 0.5 == pytest.approx(wanted.se, abs=1e-9)
+
+
+def test_the_error_of_a_difference_of_scores_is_that_of_prompts_drawn_again() -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.choice([2.0, 4.0, 6.0], (2, 300))
+    values = np.clip(0.2 * weights - 0.4 + rng.normal(0.4, 0.2, 300) + rng.normal(0, 0.1, (2, 300)), 0, 1)
+    a, b = (
+        np.array(BENCHMARK.figures["score"](weighed(list(zip(v, w, strict=True))), list(v)))
+        for v, w in zip(values, weights, strict=True)
+    )
+    picks = rng.integers(0, 300, (2000, 300))
+    drawn = [(v * w)[picks].sum(1) / w[picks].sum(1) for v, w in zip(values, weights, strict=True)]
+    assert (a - b).std(ddof=1) / 300**0.5 == pytest.approx((drawn[0] - drawn[1]).std(ddof=1), rel=0.06)
+
+
+def test_a_prompt_without_verdicts_weighs_as_two_strong_ones() -> None:
+    records = weighed([(1.0, 2.0), (None, None)])
+    assert np.mean(BENCHMARK.figures["score"](records, [1.0, 0.0])) == pytest.approx(2 / 8)
+
+
+def test_a_judge_that_only_compared_has_no_score_to_compare() -> None:
+    with pytest.raises(UserError, match="gave no verdicts to weigh; win_rate is what there is"):
+        BENCHMARK.figures["score"](weighed([(0.75, None)]), [0.75])
