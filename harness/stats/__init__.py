@@ -3,7 +3,7 @@
     intervals   one score: Wilson, Clopper-Pearson, clustered t; what a sample without spread still allows
     paired      two runs on the same items: McNemar mid-p, Tango, paired t, sign flips, studentised bootstrap
     evidence    which of those decides whether a difference lies above a threshold, or below it
-    planning    Holm's adjustment, and how many samples a question needs
+    planning    Holm's adjustment, what n samples can show, and how many samples or repeats a question needs
 
 Scores lie in [0, 1], differences in [-1, 1]. The unit of analysis is the item, or the cluster where items hang
 together. Sources: Miller 2024 (arXiv:2411.00640); Brown, Cai & DasGupta 2001; Tango 1998; Fagerland, Lydersen & Laake
@@ -13,19 +13,31 @@ together. Sources: Miller 2024 (arXiv:2411.00640); Brown, Cai & DasGupta 2001; T
 from rlhf_bench.harness.stats.evidence import Evidence, binary_evidence, continuous_evidence
 from rlhf_bench.harness.stats.intervals import Interval, clopper_pearson, estimate, mean_interval, wilson
 from rlhf_bench.harness.stats.paired import bootstrap_t, mcnemar_midp, sign_flip_p, tango_interval, tango_low, tango_z
-from rlhf_bench.harness.stats.planning import holm, samples_needed, samples_to_decide
+from rlhf_bench.harness.stats.planning import (
+    alpha_share,
+    chance_to_show,
+    detectable,
+    holm,
+    repeats_to_decide,
+    samples_needed,
+    samples_to_decide,
+)
 
 __all__ = [
     "Evidence",
     "Interval",
+    "alpha_share",
     "binary_evidence",
     "bootstrap_t",
+    "chance_to_show",
     "clopper_pearson",
     "continuous_evidence",
+    "detectable",
     "estimate",
     "holm",
     "mcnemar_midp",
     "mean_interval",
+    "repeats_to_decide",
     "samples_needed",
     "samples_to_decide",
     "sign_flip_p",

@@ -1,4 +1,4 @@
-"""Before and after: how many samples a question needs, and what several questions at once cost."""
+"""Before and after: what a number of samples can show, how many a question needs, and what several at once cost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import math
 from collections.abc import Sequence
 
 from scipy import special
+
+from rlhf_bench.harness.types import Kind
+
+_SURE = 30.0
+"""Standard errors beyond which a chance is 0 or 1, and scipy's noncentral t no longer exact."""
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -16,6 +21,22 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = highest
     return tuple(adjusted)
+
+
+def alpha_share(alpha: float, planned: int | None, place: int) -> float:
+    """What the decision at `place` (from 1) may take of the error that all on the same samples share.
+
+    alpha/planned where so many are planned, else 6·alpha/(π²·place²), whose sum over all places is alpha.
+    """
+    return alpha / planned if planned else 6 * alpha / (math.pi * place) ** 2
+
+
+def detectable(se: float, alpha: float = 0.05, power: float = 0.8) -> float:
+    """The distance from its threshold that a one-sided test at `alpha` sees with this power, the MDE.
+
+    (z_{1-alpha} + z_power) · se, with the standard error of the paired difference.
+    """
+    return float(special.ndtri(1 - alpha) + special.ndtri(power)) * se
 
 
 def samples_needed(sd: float, distance: float, alpha: float = 0.05, power: float = 0.8) -> float:
@@ -33,5 +54,79 @@ def samples_to_decide(
     low: float, high: float, n: int, distance: float, alpha: float = 0.05, power: float = 0.8
 ) -> float:
     """`samples_needed`, with the sd read off one-sided bounds at 1 - alpha that n pairs gave."""
-    sd = (high - low) / (2 * float(special.ndtri(1 - alpha))) * math.sqrt(n)
-    return samples_needed(sd, distance, alpha, power)
+    return samples_needed(_sd_of(low, high, n, alpha), distance, alpha, power)
+
+
+def repeats_to_decide(
+    low: float,
+    high: float,
+    n: int,
+    distance: float,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    *,
+    within: float = 1.0,
+    repeats: int = 1,
+) -> float:
+    """How many answers to each of n items, which are all there are, would see `distance`; infinite where none would.
+
+    The bounds are those that `repeats` answers to each gave. `within` is the share of their variance that is the chance
+    of sampling an answer, which more answers average out; what is left is how the items themselves differ. With
+    `within` 1, where nothing is known of it, the number is the fewest that could do.
+    """
+    needed = samples_needed(1.0, distance, alpha, power)  # pairs, were their variance 1
+    if needed == math.inf:
+        return math.inf
+    variance = _sd_of(low, high, n, alpha) ** 2
+    left = n / needed - (1 - within) * variance
+    if within * variance == 0:
+        return 1 if left >= 0 else math.inf
+    return max(1, math.ceil(repeats * within * variance / left)) if left > 0 else math.inf
+
+
+def chance_to_show(difference: float, threshold: float, n: float, sd: float, alpha: float, *, kind: Kind) -> float:
+    """The power of the gate's test: how likely n pairs with this true `difference` show it to be above `threshold`.
+
+    `sd` is that of one pair's difference: for binary pairs √q, q the share of pairs that change either way. Binary is
+    Tango's score test, whose error under the threshold's own hypothesis is not that of the truth; the chance is by the
+    delta method around the expected counts, within 0.025 of the exact one where 25 pairs or more change (n·q), and
+    0.045 from 12 on. For continuous scores it is the t-test's, by the noncentral t. Rises with n where the difference
+    is above.
+    """
+    if kind == "binary":
+        return _binary_chance(difference, threshold, n, sd**2, alpha)
+    if sd == 0:
+        return float(difference > threshold)
+    shift = math.sqrt(n) * (difference - threshold) / sd
+    if n < 2 or abs(shift) > _SURE:
+        return float(shift > 0 and n >= 2)
+    return float(1 - special.nctdtr(n - 1, shift, special.stdtrit(n - 1, 1 - alpha)))
+
+
+def _binary_chance(difference: float, threshold: float, n: float, q: float, alpha: float) -> float:
+    q = min(1.0, max(q, abs(difference)))
+    gained, lost = (q + difference) / 2, (q - difference) / 2
+    z = float(special.ndtri(1 - alpha))
+
+    def excess(b: float, c: float) -> float:
+        return b - c - threshold - z * math.sqrt(_null_variance(b, c, threshold) / n)
+
+    step = 1e-6 * max(q, 1e-3)
+    by_gained = (excess(gained + step, lost) - excess(gained, lost)) / step
+    by_lost = (excess(gained, lost + step) - excess(gained, lost)) / step
+    variance = by_gained**2 * gained + by_lost**2 * lost - (by_gained * gained + by_lost * lost) ** 2
+    found = excess(gained, lost)
+    return float(special.ndtr(found * math.sqrt(n / variance))) if variance > 0 else float(found > 0)
+
+
+def _null_variance(gained: float, lost: float, threshold: float) -> float:
+    """Tango's variance of one pair's difference, were it `threshold`: 2q̃ + D(1 - D), q̃ from shares of all pairs."""
+    linear = -gained - lost + (2 - gained + lost) * threshold
+    constant = -lost * threshold * (1 - threshold)
+    root = math.sqrt(max(linear**2 - 8 * constant, 0.0))
+    q = -2 * constant / (root + linear) if linear > 0 else (root - linear) / 4
+    return max(2 * q + threshold * (1 - threshold), 0.0)
+
+
+def _sd_of(low: float, high: float, n: int, alpha: float) -> float:
+    return (high - low) / (2 * float(special.ndtri(1 - alpha))) * math.sqrt(n)
