@@ -1,19 +1,26 @@
-"""Two runs, sample by sample: paired by what was asked, never by position."""
+"""Two runs, sample by sample: paired by what was asked, never by position.
+
+pair(records, records) ─► Pairs ─► contrast(pairs, measure) ─► Contrast: a Comparison, and whether it shows anything
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_bench.harness.errors import UserError
-from rlhf_bench.harness.stats import mcnemar_midp, mean_interval, sign_flip_p, tango_interval
-from rlhf_bench.harness.stats.intervals import by_cluster
-from rlhf_bench.harness.types import Comparison, Kind, Record
+from rlhf_bench.harness.stats import holm, mcnemar_midp, mean_interval, sign_flip_p, tango_interval
+from rlhf_bench.harness.stats.intervals import Floats, by_cluster
+from rlhf_bench.harness.types import Comparison, Figure, Kind, Record
+
+Direction: TypeAlias = Literal["higher", "lower"]
+Shown: TypeAlias = Literal["better", "worse", "neither"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,84 @@ class Pairs:
         """Which pairs have a score on both sides."""
         return np.isfinite(self.candidate) & np.isfinite(self.champion)
 
+    @property
+    def cut(self) -> tuple[int, int]:
+        """How many of the candidate's, and of the champion's, have an answer that hit its length limit."""
+        ours, theirs = (
+            sum(any(each.finish_reason == "length" for each in both[side].completions) for both in self.records)
+            for side in (0, 1)
+        )
+        return ours, theirs
+
+    @property
+    def kind(self) -> Kind:
+        """What the scores look like: binary where all are 0 or 1."""
+        scores = np.concatenate([self.candidate, self.champion])
+        return "binary" if np.isin(scores[np.isfinite(scores)], (0.0, 1.0)).all() else "continuous"
+
+    def reading(self, metric: str) -> Pairs:
+        """The same pairs by another metric of their scores, on whatever scale it is."""
+        ours, theirs = (
+            np.array([both[side].score.also.get(metric, math.nan) for both in self.records], dtype=np.float64)
+            for side in (0, 1)
+        )
+        return replace(self, candidate=ours, champion=theirs)
+
+    def by_stratum(self) -> dict[str, Pairs]:
+        """The pairs of each stratum, strata by name; those that have none are left out."""
+        places: dict[str, list[int]] = defaultdict(list)
+        for number, (record, _) in enumerate(self.records):
+            places[record.sample.tags.get("stratum", "")].append(number)
+        return {stratum: self._at(places[stratum]) for stratum in sorted(places) if stratum}
+
+    def _at(self, places: Sequence[int]) -> Pairs:
+        records = tuple(self.records[number] for number in places)
+        clusters = _clusters([record for record, _ in records])
+        return Pairs(records, self.candidate[places], self.champion[places], clusters, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What is compared: a metric of a benchmark, and whether more of it is better.
+
+    `figure` is set where the metric is no mean over samples.
+    """
+
+    benchmark: str
+    metric: str
+    kind: Kind
+    direction: Direction = "higher"
+    figure: Figure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """A comparison, and what it takes to say whether it shows anything.
+
+    `p_worse` is one-sided for "the candidate is worse", as the comparison's `p` is for "better". `cut` counts the
+    candidate's and the champion's samples with an answer that hit its length limit. `adjusted` is the two-sided p-value
+    among others of the same kind, where it stands among such.
+    """
+
+    comparison: Comparison
+    p_worse: float
+    cut: tuple[int, int]
+    direction: Direction = "higher"
+    adjusted: float | None = None
+
+    @property
+    def p_two_sided(self) -> float:
+        """Twice the smaller of both one-sided p-values."""
+        return min(1.0, 2 * min(self.comparison.p, self.p_worse))
+
+    @property
+    def shown(self) -> Shown:
+        """What interval and p-value both show at the comparison's level."""
+        found, p = self.comparison, self.p_two_sided if self.adjusted is None else self.adjusted
+        if p > 1 - found.level or found.low <= 0.0 <= found.high:
+            return "neither"
+        return "better" if (found.low > 0.0) == (self.direction == "higher") else "worse"
+
 
 def compare(
     candidate: Sequence[Record],
@@ -45,33 +130,50 @@ def compare(
     kind: Kind,
     level: float = 0.95,
     seed: int = 0,
+    figure: Figure | None = None,
+    direction: Direction = "higher",
 ) -> Comparison:
+    """Candidate minus champion over the pairs that both runs graded: `pair`, then `contrast`."""
+    pairs = pair(candidate, champion, benchmark=benchmark, metric=metric)
+    return contrast(pairs, Measure(benchmark, metric, kind, direction, figure), level=level, seed=seed).comparison
+
+
+def contrast(pairs: Pairs, measure: Measure, *, level: float = 0.95, seed: int = 0) -> Contrast:
     """Candidate minus champion over the pairs that both runs graded.
 
-    Binary pairs that stand alone: McNemar's mid-p and Tango's interval; all others: clustered paired t and sign flips.
-    Raises UserError where no pair is graded in both runs, or a score does not fit its kind.
+    Binary pairs that stand alone: McNemar's mid-p and Tango's interval; all others: clustered paired t and sign flips,
+    for a figure those of its linearised values. Where lower is better, p, `gained` and `lost` are about falling; the
+    difference and its interval stay candidate minus champion.
+    Raises UserError where no pair is graded in both runs, a score does not fit its kind, or a metric that is not on a
+    scale from 0 to 1 differs everywhere alike.
     """
-    pairs = pair(candidate, champion, benchmark=benchmark, metric=metric)
     graded = pairs.graded
     if not graded.any():
-        raise UserError(f"'{benchmark}': not one of {graded.size} samples is graded in both runs, so nothing compares")
-    ours, theirs = pairs.candidate[graded], pairs.champion[graded]
-    require_kind(pairs, kind, benchmark)
+        raise UserError(
+            f"'{measure.benchmark}': not one of {graded.size} samples is graded in both runs, so nothing compares"
+        )
+    if measure.figure is None:
+        require_kind(pairs, measure.kind, measure.benchmark)
+    scores = pairs.candidate[graded], pairs.champion[graded]
+    ours, theirs = _linear(pairs, measure.figure, scores)
     d = ours - theirs
-    gained, lost = int((d > 0).sum()), int((d < 0).sum())
+    changed = scores[0] - scores[1] if measure.direction == "higher" else scores[1] - scores[0]
+    gained, lost = int((changed > 0).sum()), int((changed < 0).sum())
     clusters = [c for c, keep in zip(pairs.clusters, graded, strict=True) if keep] if pairs.clusters else None
-    if kind == "binary" and clusters is None:
-        low, high = tango_interval(gained, lost, d.size, level)
-        p, method = mcnemar_midp(gained, lost), "tango, mcnemar mid-p"
+    if measure.kind == "binary" and measure.figure is None and clusters is None:
+        rose, fell = (gained, lost) if measure.direction == "higher" else (lost, gained)
+        low, high = tango_interval(rose, fell, d.size, level)
+        p, p_worse, method = mcnemar_midp(gained, lost), mcnemar_midp(lost, gained), "tango, mcnemar mid-p"
     else:
-        interval = mean_interval(*by_cluster(d, clusters), level=level)
-        low = -1.0 if interval.low is None else interval.low
-        high = 1.0 if interval.high is None else interval.high
-        p, method = sign_flip_p(d, clusters, seed=seed), f"paired {interval.method}, sign flips"
-    return Comparison(
-        benchmark=benchmark,
-        metric=metric,
-        kind=kind,
+        on_scale = measure.figure is not None or bool((np.abs(np.concatenate(scores) - 0.5) <= 0.5).all())
+        low, high, how = _t_interval(d, clusters, level, measure, on_scale)
+        up = d if measure.direction == "higher" else -d
+        p, p_worse = sign_flip_p(up, clusters, seed=seed), sign_flip_p(-up, clusters, seed=seed)
+        method = f"paired {how}, sign flips" + (", linearised" if measure.figure else "")
+    found = Comparison(
+        benchmark=measure.benchmark,
+        metric=measure.metric,
+        kind=measure.kind,
         candidate=float(ours.mean()),
         champion=float(theirs.mean()),
         difference=float(d.mean()),
@@ -86,14 +188,59 @@ def compare(
         level=level,
         method=method,
     )
+    return Contrast(found, p_worse, pairs.cut, measure.direction)
+
+
+def by_stratum(pairs: Pairs, measure: Measure, *, level: float = 0.95, seed: int = 0) -> dict[str, Contrast | None]:
+    """Each stratum's own contrast, strata by name, None where no pair of it is graded; empty where there are none.
+
+    `adjusted` is Holm's over the strata: of 57 subjects that did not change, three would else seem to.
+    """
+    found = {
+        stratum: contrast(part, measure, level=level, seed=seed) if part.graded.any() else None
+        for stratum, part in pairs.by_stratum().items()
+    }
+    known = {stratum: each for stratum, each in found.items() if each is not None}
+    adjusted = holm([each.p_two_sided for each in known.values()])
+    return found | {
+        stratum: replace(each, adjusted=p) for (stratum, each), p in zip(known.items(), adjusted, strict=True)
+    }
+
+
+def _linear(pairs: Pairs, figure: Figure | None, scores: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+    """The scores of the graded pairs; of a figure its linearised values."""
+    if figure is None:
+        return scores
+    graded = [both for both, keep in zip(pairs.records, pairs.graded, strict=True) if keep]
+    ours, theirs = (np.array(figure([both[side] for both in graded], list(scores[side]))) for side in (0, 1))
+    return ours, theirs
+
+
+def _t_interval(
+    d: Floats, clusters: Sequence[str] | None, level: float, measure: Measure, on_scale: bool
+) -> tuple[float, float, str]:
+    end = 1.0 if on_scale else math.inf
+    interval = mean_interval(*by_cluster(d, clusters), level=level, lowest=-end, highest=end)
+    if not on_scale and (interval.se is None or interval.se == 0.0):
+        raise UserError(
+            f"'{measure.benchmark}': {measure.metric} differs by {d.mean():g} on each of {d.size} pairs, which bounds "
+            "nothing on its scale"
+        )
+    low = -end if interval.low is None else interval.low
+    high = end if interval.high is None else interval.high
+    return low, high, interval.method
 
 
 def flips(
     candidate: Sequence[Record], champion: Sequence[Record], *, benchmark: str, metric: str
 ) -> list[tuple[Record, Record]]:
     """The pairs (candidate's, champion's) whose scores differ, the candidate's greatest loss first."""
-    pairs = pair(candidate, champion, benchmark=benchmark, metric=metric)
-    d = pairs.candidate - pairs.champion
+    return changed(pair(candidate, champion, benchmark=benchmark, metric=metric))
+
+
+def changed(pairs: Pairs, direction: Direction = "higher") -> list[tuple[Record, Record]]:
+    """The pairs whose scores differ, the candidate's greatest loss first."""
+    d = pairs.candidate - pairs.champion if direction == "higher" else pairs.champion - pairs.candidate
     return [pairs.records[i] for i in np.argsort(d, kind="stable") if math.isfinite(d[i]) and d[i] != 0]
 
 
