@@ -37,7 +37,7 @@ from rlhf_bench.harness.types import (
 )
 from rlhf_bench.suites import data
 from rlhf_bench.suites.data import rows
-from rlhf_bench.suites.estimates import summary
+from rlhf_bench.suites.estimates import clusters_of, summary
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.stats import Interval
@@ -101,7 +101,12 @@ def summarise(records: Sequence[Record]) -> list[Estimate]:
     discrete = discrete_win_rate(graded, values)
     counts = len(graded), len(records)
     return [
-        summary("alpaca_eval", "discrete_win_rate", *counts, lambda: estimate(discrete, kind="continuous")),
+        summary(
+            "alpaca_eval",
+            "discrete_win_rate",
+            *counts,
+            lambda: estimate(discrete, kind="continuous", clusters=clusters_of(graded)),
+        ),
         summary("alpaca_eval", "lc_win_rate", *counts, lambda: _length_controlled(graded), least=LEAST_CONTROLLED),
     ]
 
@@ -110,9 +115,12 @@ def _length_controlled(graded: Sequence[Record]) -> Interval:
     """Of the graded samples; the standard error is by the score's influence function."""
     from scipy import special
 
-    from rlhf_bench.harness.stats import Interval
+    from rlhf_bench.harness.stats import Interval, estimate
 
     found = _fit(graded, [record.score.value or 0.0 for record in graded])
+    if clusters := clusters_of(graded):
+        many = estimate(found.linearised, kind="continuous", clusters=clusters)
+        return many._replace(method=f"{many.method}, by influence function")
     half = float(special.stdtrit(len(graded) - 1, 0.975)) * found.se
     low, high = max(0.0, found.score - half), min(1.0, found.score + half)
     return Interval(found.score, low, high, found.se, f"t by influence function, {len(graded)} items")

@@ -35,7 +35,7 @@ from rlhf_bench.harness.types import (
 )
 from rlhf_bench.suites import alpaca_eval
 from rlhf_bench.suites.data import rows
-from rlhf_bench.suites.estimates import summary
+from rlhf_bench.suites.estimates import clusters_of, summary
 
 MAX_TOKENS = 4096
 """gen_answer_config.yaml: greedy, 4096 tokens."""
@@ -123,21 +123,20 @@ def _score(name: str, verdicts: Sequence[tuple[float, float]], shape: Mapping[st
 def summarise(records: Sequence[Record]) -> list[Estimate]:
     """The official score, from 0 to 1, its interval over prompts; nothing where the judge only compared."""
     from rlhf_bench.harness.stats import Interval, mean_interval
+    from rlhf_bench.harness.stats.intervals import by_cluster
 
-    graded = [
-        (record.score.value, record.score.also["verdict_weight"])
-        for record in records
-        if record.score.value is not None and "verdict_weight" in record.score.also
-    ]
-
+    graded = [record for record in records if record.score.value is not None and "verdict_weight" in record.score.also]
     if not graded and any(record.score.value is not None for record in records):
         return []
 
     def measure() -> Interval:
         import numpy as np
 
-        values, weights = (np.array(column, dtype=np.float64) for column in zip(*graded, strict=True))
-        return mean_interval(values * weights, weights, lowest=0.0, highest=1.0)
+        weights = np.array([record.score.also["verdict_weight"] for record in graded])
+        values = np.array([record.score.value for record in graded], dtype=np.float64)
+        clusters = clusters_of(graded)
+        sums, sizes = by_cluster(values * weights, clusters)[0], by_cluster(weights, clusters)[0]
+        return mean_interval(sums, sizes, lowest=0.0, highest=1.0)
 
     return [summary("arena_hard", "score", len(graded), len(records), measure)]
 

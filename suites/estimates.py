@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rlhf_bench.harness.errors import MissingData
-from rlhf_bench.harness.types import Estimate
+from rlhf_bench.harness.types import Estimate, Record
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.stats import Interval
+
+
+def clusters_of(records: Sequence[Record]) -> list[str] | None:
+    """The cluster of each record, where there are any: several answers to one question count as one."""
+    if not any("cluster" in record.sample.tags for record in records):
+        return None
+    return [record.sample.tags.get("cluster", record.sample.id) for record in records]
 
 
 def summary(

@@ -17,6 +17,7 @@ from typing import Any
 
 from rlhf_bench.harness import files
 from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.repeats import sampled
 from rlhf_bench.harness.store import Run
 from rlhf_bench.harness.types import Benchmark, EvalProtocol, Prompt, Record, Sample
 from rlhf_bench.suites import lm_eval_tasks
@@ -67,7 +68,7 @@ def _tasks(benchmark: Benchmark, records: Sequence[Record], protocol: EvalProtoc
     """By lm-eval task name what its evaluator collects: the task, the values of each metric, the lines of samples."""
     numbers: dict[str, int] = {}
     places: dict[str, tuple[Sample, int]] = {}
-    for sample in benchmark.load(protocol):
+    for sample in sampled(benchmark.load(protocol), protocol, benchmark.name):
         name = sample.tags["task"]
         places[sample.id] = sample, numbers.setdefault(name, 0)
         numbers[name] += 1

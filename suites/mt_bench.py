@@ -36,7 +36,7 @@ from rlhf_bench.harness.types import (
     Score,
 )
 from rlhf_bench.suites.data import rows
-from rlhf_bench.suites.estimates import summary
+from rlhf_bench.suites.estimates import clusters_of, summary
 
 TURNS = 2
 TOP = 10.0
@@ -118,13 +118,15 @@ def _rating(text: str) -> float | None:
 
 def summarise(records: Sequence[Record]) -> list[Estimate]:
     """The official figure, from 1 to 10, where the score is a tenth of it."""
-    from rlhf_bench.harness.stats import estimate
+    from rlhf_bench.harness.stats import Interval, estimate
 
-    scores = [record.score.value for record in records if record.score.value is not None]
-    rated = summary(
-        "mt_bench", "rating", len(scores), len(records), lambda: estimate(scores, kind="continuous"), unit=TOP
-    )
-    return [rated]
+    graded = [record for record in records if record.score.value is not None]
+    scores = [record.score.value or 0.0 for record in graded]
+
+    def measure() -> Interval:
+        return estimate(scores, kind="continuous", clusters=clusters_of(graded))
+
+    return [summary("mt_bench", "rating", len(scores), len(records), measure, unit=TOP)]
 
 
 BENCHMARK = Benchmark(

@@ -28,6 +28,7 @@ A task outside the table has its own number of shots in both. `derive` changes a
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -61,12 +62,15 @@ def derive(
     chat_template: bool | None = None,
     fewshot_as_multiturn: bool | None = None,
     system_prompt: str | None = None,
+    repeats: int | None = None,
+    temperature: float | None = None,
+    sampling_seed: int | None = None,
     benchmarks: Sequence[str] = (),
 ) -> EvalProtocol:
     """`base` with what is given in its place: another name ("paper+chat+shots=0"), so another digest.
 
     `shots` is for each of `benchmarks`. What is None, or as it was, changes nothing; if nothing changes it is `base`.
-    Raises UserError for a number of shots below 0.
+    Raises UserError for fewer shots than 0, repeats than 1, a temperature of 0 or less, or a negative seed.
     """
     if shots is not None and shots < 0:
         raise UserError(f"{shots} shots: give 0 or more")
@@ -85,4 +89,28 @@ def derive(
         said.append(
             f"system={hashlib.sha256(system_prompt.encode()).hexdigest()[:6]}" if system_prompt else "no-system"
         )
+    changed, more = _sampled(changed, repeats, temperature, sampling_seed)
+    said += more
     return replace(changed, name="+".join([base.name, *said])) if said else base
+
+
+def _sampled(
+    base: EvalProtocol, repeats: int | None, temperature: float | None, sampling_seed: int | None
+) -> tuple[EvalProtocol, list[str]]:
+    if repeats is not None and repeats < 1:
+        raise UserError(f"{repeats} repeats: give 1 answer to each question or more")
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise UserError(f"a temperature of {temperature:g}: give one above 0, or none for each benchmark's own")
+    if sampling_seed is not None and sampling_seed < 0:
+        raise UserError(f"a sampling seed of {sampling_seed}: give 0 or more")
+    said = []
+    if repeats is not None and repeats != max(base.repeats, 1):
+        base = replace(base, repeats=repeats)
+        said.append(f"repeats={repeats}")
+    if temperature is not None and temperature != base.temperature:
+        base = replace(base, temperature=temperature)
+        said.append(f"temperature={temperature:g}")
+    if sampling_seed is not None and sampling_seed != base.sampling_seed:
+        base = replace(base, sampling_seed=sampling_seed)
+        said.append(f"sample-seed={sampling_seed}")
+    return base, said

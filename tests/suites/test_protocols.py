@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ PAPER = PROTOCOLS["paper"]
         ({"chat_template": True, "fewshot_as_multiturn": False}, "paper+chat+one-turn"),
         ({"system_prompt": "Think.", "shots": 3, "benchmarks": ("mmlu",)}, "paper+shots=3+system="),
         ({"shots": 0, "benchmarks": ("own",)}, "paper+shots=0"),
+        ({"repeats": 4, "temperature": 0.7, "sampling_seed": 3}, "paper+repeats=4+temperature=0.7+sample-seed=3"),
+        ({"chat_template": True, "temperature": 1.0}, "paper+chat+temperature=1"),
     ],
 )
 def test_a_derived_protocol_says_in_its_name_what_differs(changes: dict[str, Any], name: str) -> None:
@@ -92,6 +95,7 @@ def test_a_derived_protocol_says_in_its_name_what_differs(changes: dict[str, Any
         {"chat_template": False, "fewshot_as_multiturn": True, "system_prompt": ""},
         {"shots": 8, "benchmarks": ("gsm8k",)},
         {"shots": 3},
+        {"repeats": 1, "sampling_seed": 0},
     ],
 )
 def test_what_changes_nothing_leaves_the_protocol_as_it_is(changes: dict[str, Any]) -> None:
@@ -102,6 +106,16 @@ def test_two_system_prompts_are_two_names() -> None:
     assert derive(PAPER, system_prompt="a").name != derive(PAPER, system_prompt="b").name
 
 
-def test_fewer_shots_than_none_are_refused() -> None:
-    with pytest.raises(UserError, match="-1 shots: give 0 or more"):
-        derive(PAPER, shots=-1, benchmarks=("gsm8k",))
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"shots": -1, "benchmarks": ("gsm8k",)}, "-1 shots: give 0 or more"),
+        ({"repeats": 0}, "0 repeats: give 1"),
+        ({"temperature": 0.0}, "a temperature of 0: give one above 0, or none for each benchmark's own"),
+        ({"temperature": float("nan")}, "a temperature of nan"),
+        ({"sampling_seed": -1}, "a sampling seed of -1: give 0 or more"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        derive(PAPER, **changes)

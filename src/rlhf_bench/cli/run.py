@@ -90,6 +90,16 @@ def run(
     system_instruction: Annotated[
         str | None, typer.Option("--system-instruction", help="The system prompt of lm-eval's tasks.")
     ] = None,
+    repeats: Annotated[
+        int | None,
+        typer.Option(min=1, help="Answers to each question; those to one question count as one.", show_default="1"),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of every answer.", show_default="each benchmark's own, mostly 0")
+    ] = None,
+    sample_seed: Annotated[
+        int | None, typer.Option("--sample-seed", min=0, help="Another one gives other answers.", show_default="0")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto: float32 on a CPU, bfloat16 on a GPU.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     json: options.Json = False,
@@ -107,6 +117,9 @@ def run(
         apply_chat_template=apply_chat_template,
         fewshot_as_multiturn=fewshot_as_multiturn,
         system_instruction=system_instruction,
+        repeats=repeats,
+        temperature=temperature,
+        sample_seed=sample_seed,
         judge_spec=wiring.lasting(judge),
         judge_prompt=judge_prompt,
         limit=limit,

@@ -41,6 +41,9 @@ class Asked:
     apply_chat_template: bool | None = None
     fewshot_as_multiturn: bool | None = None
     system_instruction: str | None = None
+    repeats: int | None = None
+    temperature: float | None = None
+    sample_seed: int | None = None
     judge_spec: str = DEMO_JUDGE
     judge_prompt: str = WEIGHTED
     limit: int | None = None
@@ -79,6 +82,9 @@ def protocol(asked: Asked, chosen: Suite) -> EvalProtocol:
         chat_template=asked.apply_chat_template,
         fewshot_as_multiturn=asked.fewshot_as_multiturn,
         system_prompt=asked.system_instruction,
+        repeats=asked.repeats,
+        temperature=asked.temperature,
+        sampling_seed=asked.sample_seed,
         benchmarks=[each.name for each in chosen.benchmarks],
     )
 
@@ -207,8 +213,14 @@ def engine_of(model: str, asked: Asked, store: Store, track: Track, **limits: An
     from rlhf_bench.harness.models import open_engine
 
     def references() -> dict[str, str]:
+        from rlhf_bench.harness.repeats import sampled
+
         chosen, regime = asked_of(asked)
-        return {sample.id: sample.reference for each in chosen.benchmarks for sample in each.load(regime)}
+        return {
+            sample.id: sample.reference
+            for each in chosen.benchmarks
+            for sample in sampled(each.load(regime), regime, each.name)
+        }
 
     return open_engine(
         _named(model, store),
@@ -258,6 +270,8 @@ def export(store: Store, run: Run, folder: Path, form: str = "lm-eval") -> tuple
     from rlhf_bench.suites import chat_export
     from rlhf_bench.suites.lm_eval_export import write
 
+    if (repeats := (run.manifest.get("protocol") or {}).get("repeats", 1)) > 1:
+        raise UserError(f"run {run.id} has {repeats} answers to each question, and {form}'s files hold one")
     if form in chat_export.FORMATS:
         return chat_export.export(form, run, store.records(run.id), folder)
     report = store.report(run.id)
