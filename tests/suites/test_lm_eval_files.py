@@ -223,7 +223,7 @@ def test_a_deep_document_is_one_line(copy: Path, store: Store) -> None:
 
 
 def test_a_line_without_end_is_not_read(copy: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlhf_bench.suites.lm_eval_files.MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("rlhf_bench.suites.lm_eval_rows.MAX_LINE_BYTES", 100)
     with pytest.raises(UserError, match="a line of more than"):
         read(copy, store)
 
@@ -274,3 +274,120 @@ def test_files_of_early_versions_are_read(copy: Path, store: Store) -> None:
     report = read(copy, store)
     assert [each.benchmark for each in report.estimates if each.metric == "acc"] == ["quiz_sums", "quiz_doubles"]
     assert report.model.endswith("model")
+
+
+def lone(folder: Path, task: str, to: Path) -> Path:
+    """The samples file of a task, moved to where no results file is."""
+    (file,) = folder.glob(f"samples_{task}_*.jsonl")
+    to.mkdir()
+    return Path(shutil.copy(file, to))
+
+
+@pytest.mark.parametrize("task", ["words", "quiz_sums"])
+def test_a_samples_file_alone_scores_as_with_its_results(copy: Path, tmp_path: Path, store: Store, task: str) -> None:
+    alone = read(lone(copy, task, tmp_path / "alone"), store)
+    (beside,) = copy.glob(f"samples_{task}_*.jsonl")
+    known = read(beside, store)
+    assert alone.suite == known.suite == task
+    assert [(e.metric, e.mean, e.low, e.high) for e in alone.estimates] == [
+        (e.metric, e.mean, e.low, e.high) for e in known.estimates
+    ]
+    assert "unknown" in alone.manifest["benchmarks"][task]["version"]
+    assert known.manifest["benchmarks"][task]["version"] == "lm-eval task 1.0, 0 shots"
+    records = [store.records(each.run_id) for each in (alone, known)]
+    assert [each.digest for each in records[0]] == [each.digest for each in records[1]]
+
+
+def test_a_known_tasks_samples_alone_are_scored_by_our_tables_metric(copy: Path, tmp_path: Path, store: Store) -> None:
+    def renamed(rows: Rows) -> Rows:
+        return [row | {"filter": row["filter"].replace("digits", "flexible-extract")} for row in rows]
+
+    change(copy, "words", renamed)
+    file = lone(copy, "words", tmp_path / "alone")
+    report = read(file.rename(file.with_name("samples_gsm8k_cot.jsonl")), store)
+    assert report.manifest["benchmarks"]["gsm8k_cot"]["metric"] == "exact_match,flexible-extract"
+
+
+def test_two_samples_files_alone_gate_and_pair_only_what_was_asked_alike(
+    copy: Path, tmp_path: Path, store: Store
+) -> None:
+    old = read(lone(copy, "words", tmp_path / "old"), store)
+    change(copy, "words", lambda rows: [row | {"exact_match": 1.0} for row in rows])
+    new = read(lone(copy, "words", tmp_path / "new"), store)
+    assert old.checkpoint != new.checkpoint
+    runs = [RunData.load(store, each.run_id) for each in (new, old)]
+    require_comparable(runs[0], runs[1], ["words"])
+    found = compare(
+        runs[0].records["words"],
+        runs[1].records["words"],
+        benchmark="words",
+        metric="exact_match,strict",
+        kind="binary",
+    )
+    assert (found.paired, found.lost, found.unpaired) == (6, 0, ())
+    change(copy, "words", lambda rows: [row | {"arguments": shots(row["arguments"])} for row in rows])
+    other = store.records(read(lone(copy, "words", tmp_path / "shots"), store).run_id)
+    with pytest.raises(UserError, match="no sample was asked alike"):
+        compare(other, runs[1].records["words"], benchmark="words", metric="exact_match,strict", kind="binary")
+
+
+def shots(arguments: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same questions behind an example."""
+    return {key: each | {"arg_0": "Q: 1?\nA: 1\n\n" + each["arg_0"]} for key, each in arguments.items()}
+
+
+def test_a_samples_file_alone_does_not_compare_with_one_whose_shots_are_known(
+    copy: Path, tmp_path: Path, store: Store
+) -> None:
+    (beside,) = copy.glob("samples_words_*.jsonl")
+    paths = (lone(copy, "words", tmp_path / "alone"), beside)
+    runs = [RunData.load(store, read(path, store).run_id) for path in paths]
+    with pytest.raises(UserError, match="is unknown in the one"):
+        require_comparable(runs[0], runs[1], ["words"])
+
+
+def test_the_same_samples_alone_are_the_same_state_and_other_answers_another(
+    copy: Path, tmp_path: Path, store: Store
+) -> None:
+    same = [read(lone(copy, "words", tmp_path / name), store) for name in ("a", "b")]
+    assert same[0].run_id == same[1].run_id
+    change(copy, "words", lambda rows: [row | {"resps": [["another"]]} for row in rows])
+    other = read(lone(copy, "words", tmp_path / "c"), store)
+    assert other.checkpoint != same[0].checkpoint
+
+
+def test_two_outputs_of_one_model_are_two_states_only_where_that_is_asked(
+    written: Path, copy: Path, store: Store
+) -> None:
+    change(copy, "words", lambda rows: [row | {"exact_match": 1.0} for row in rows])
+    assert read(written, store).checkpoint == read(copy, store).checkpoint
+    assert read(written, store, apart=True).checkpoint != read(copy, store, apart=True).checkpoint
+    assert read(written, store, apart=True).checkpoint == read(written.parent, store, apart=True).checkpoint
+
+
+@pytest.mark.parametrize(
+    ("by", "says"),
+    [
+        (lambda rows: [], "no metric of 'words'"),
+        (lambda rows: [row | {"metrics": []} for row in rows], "no metric of 'words'"),
+        (lambda rows: [row | {"metrics": ["exact_match"], "exact_match": [1, 2]} for row in rows], "no metric of"),
+        (lambda rows: [row | {"metrics": [f"m{n}" for n in range(300)]} for row in rows], "more than 200 metrics"),
+        (lambda rows: [rows[0] | {"metrics": 1}, *rows[1:]], "line 1: metrics"),
+        (lambda rows: [*rows, {"doc_id": 1}], "line 13: doc: field required"),
+    ],
+)
+def test_a_spoiled_samples_file_alone_is_one_line(
+    copy: Path, tmp_path: Path, store: Store, by: Callable[[Rows], Rows], says: str
+) -> None:
+    change(copy, "words", by)
+    with pytest.raises(UserError) as raised:
+        read(lone(copy, "words", tmp_path / "alone"), store)
+    assert says in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+    assert store.runs() == []
+
+
+def test_a_samples_file_whose_name_says_no_task_is_one_line(copy: Path, tmp_path: Path, store: Store) -> None:
+    file = lone(copy, "words", tmp_path / "alone")
+    with pytest.raises(UserError, match=r"samples_TASK_TIME\.jsonl"):
+        read(file.rename(file.with_name("words.jsonl")), store)
