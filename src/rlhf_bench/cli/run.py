@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_bench.cli import options, plan, show, tables, wiring
+from rlhf_bench.cli import dry, options, show, tables, wiring
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.store import Store
@@ -131,7 +131,7 @@ def run(
     with wiring.open_store() as store:
         model = wiring.default_model(store) if model is None else wiring.lasting(model)
         if dry_run:
-            planned = plan.planned(model, asked, store, show.bars())
+            planned = dry.planned(model, asked, store, show.bars())
             return show.as_json(planned) if json else tables.planned(planned)
         report = wiring.measure(model, asked, store, show.bars())
         if json:
