@@ -7,20 +7,9 @@ processes may use one database at once; what a method has returned from survives
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-from rlhf_bench.harness.store.rows import Champion, Run, StoredVerdict
+from rlhf_bench.harness.store.line import Line
+from rlhf_bench.harness.store.place import default_store_url, home
+from rlhf_bench.harness.store.rows import Champion, Decision, How, Run, StoredVerdict
 from rlhf_bench.harness.store.store import Store
 
-__all__ = ["Champion", "Run", "Store", "StoredVerdict", "default_store_url", "home"]
-
-
-def home() -> Path:
-    """The folder of everything a project keeps: RLHF_BENCH_HOME, or .rlhf-bench in the working directory."""
-    return Path(os.environ.get("RLHF_BENCH_HOME") or ".rlhf-bench").absolute()
-
-
-def default_store_url() -> str:
-    """RLHF_BENCH_STORE, or the SQLite file in home()."""
-    return os.environ.get("RLHF_BENCH_STORE") or f"sqlite:///{home() / 'store.db'}"
+__all__ = ["Champion", "Decision", "How", "Line", "Run", "Store", "StoredVerdict", "default_store_url", "home"]

@@ -2,7 +2,8 @@
 
 SQLite runs in WAL mode (so not on network file systems). Every write takes the lock when it begins (BEGIN IMMEDIATE):
 it waits for other processes and never fails half-way. `synchronous` is NORMAL (a power cut may lose the last commits,
-and never corrupts), and FULL for a transaction that asks to be durable.
+and never corrupts), and FULL for a transaction that asks to be durable. PostgreSQL lets writers run side by side; those
+of the line of champions take turns by an advisory lock.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as NoFreeConnection
 
 from rlhf_bench.harness.errors import Fault, UserError
-from rlhf_bench.harness.store import tables
+from rlhf_bench.harness.store import migrations, tables
 
 BUSY_S = 30.0
-_SCHEMA_LOCK = 0x726C6866  # PostgreSQL's advisory lock while the tables are made
+_SCHEMA_LOCK = 0x726C6866  # PostgreSQL's advisory locks: while the tables are made or changed ...
+_LINE_LOCK = 0x726C6867  # ... and while verdicts and champions are written
 _SUPPORTED = ("sqlite", "postgresql")
 
 
@@ -48,14 +50,22 @@ def insert(engine: Engine, table: Table[Any]) -> postgresql.Insert | sqlite.Inse
 
 
 @contextmanager
-def transaction(engine: Engine, *, write: bool = False, durable: bool = False) -> Iterator[Connection]:
-    """One transaction. `durable`: on disk before it returns, whatever happens to the power.
+def transaction(
+    engine: Engine, *, write: bool = False, durable: bool = False, alone: bool = False
+) -> Iterator[Connection]:
+    """One transaction. `durable`: on disk before it returns, whatever happens to the power; `alone`: of those that ask
+    for it one runs at a time, and sees all that the ones before it have written.
 
     Raises Fault, in one line, for everything that the database or its disk refuses.
     """
     options = {"rlhf_write": write, "rlhf_durable": durable}
+    postgres = engine.dialect.name == "postgresql"
     try:
         with engine.connect().execution_options(**options) as connection, connection.begin():
+            if postgres and durable:
+                connection.execute(text("set local synchronous_commit = on"))
+            if postgres and alone:
+                connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _LINE_LOCK})
             yield connection
     except (DBAPIError, NoFreeConnection) as error:
         said = str(getattr(error, "orig", None) or error).strip().splitlines()
@@ -112,24 +122,29 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _prepare(engine: Engine) -> None:
+    """Make the tables that are not there, and bring those of an older schema to this one, all in one transaction."""
     with transaction(engine) as connection:
-        if _schema_is_there(connection):
+        if _schema(connection) == tables.SCHEMA:
             return
-    with transaction(engine, write=True) as connection:
+    with transaction(engine, write=True, durable=True) as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": _SCHEMA_LOCK})
-        if not _schema_is_there(connection):
+        found = _schema(connection)
+        if found is None:
             tables.metadata.create_all(connection)
             connection.execute(insert(engine, tables.meta).values(name="schema", value=str(tables.SCHEMA)))
+        elif found < tables.SCHEMA:
+            migrations.migrate(connection, found)
 
 
-def _schema_is_there(connection: Connection) -> bool:
+def _schema(connection: Connection) -> int | None:
+    """The schema of the tables that are there, None where there are none. Raises UserError for a newer one."""
     if not inspect(connection).has_table("meta"):
-        return False
+        return None
     found = connection.execute(select(tables.meta.c.value).where(tables.meta.c.name == "schema")).scalar_one_or_none()
     if found is not None and int(found) > tables.SCHEMA:
         raise UserError(
             f"this store was written by a newer rlhf-bench (schema {found}, this one knows {tables.SCHEMA}): "
             f"upgrade, or set RLHF_BENCH_STORE to another store"
         )
-    return found is not None
+    return None if found is None else int(found)

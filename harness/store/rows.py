@@ -34,15 +34,34 @@ class Run:
     report: Report | None = None
 
 
+How = Literal["first", "verdict", "forced", "rollback"]
+
+
 @dataclass(frozen=True, slots=True)
 class Champion:
-    """The checkpoint (digest) that a candidate must beat. Each move raises `generation` by one; the first is 1."""
+    """The checkpoint (digest) that a candidate must beat. Each move raises `generation` by one; the first is 1.
+
+    `how` it came to be: as the first, by a verdict, by force, or brought back.
+    """
 
     checkpoint: str
     generation: int
     verdict_id: int | None
     moved_at: str
     reason: str
+    how: How
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A gate decision in the ledger: the verdict's number, the alpha that it spent, and the digest of each benchmark's
+    samples. `decision` is its number among the decisions on these samples, as the verdict says itself.
+    """
+
+    number: int
+    spent: float
+    items: Mapping[str, str]
+    decision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +117,11 @@ def to_checkpoint(row: Row[Any]) -> Checkpoint:
     """The checkpoint of a row of tables.checkpoints."""
     recipe = unpack(dict[str, Any], row.recipe, f"the recipe of checkpoint {row.digest[:12]}")
     return Checkpoint(row.path, row.digest, row.parent, recipe)
+
+
+def to_champion(row: Row[Any]) -> Champion:
+    """The champion of a row of tables.champions."""
+    return Champion(row.checkpoint, row.generation, row.verdict, row.moved_at, row.reason, row.how)
 
 
 def to_verdict(row: Row[Any]) -> StoredVerdict:

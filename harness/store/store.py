@@ -6,17 +6,23 @@ import logging
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Column, Connection, delete, func, select, update
 
 from rlhf_bench.harness.codec import digest
-from rlhf_bench.harness.errors import CorruptRow, LostRace, UnknownName, UserError
+from rlhf_bench.harness.errors import CorruptRow, Fault, UnknownName, UserError
 from rlhf_bench.harness.store import tables
 from rlhf_bench.harness.store.database import insert, open_database, transaction
+from rlhf_bench.harness.store.line import Line, chunks
+from rlhf_bench.harness.store.place import default_store_url, home
+from rlhf_bench.harness.store.pointer import NAME, point, pointer
 from rlhf_bench.harness.store.rows import (
     Champion,
+    Decision,
+    How,
     Run,
     StoredVerdict,
     now,
@@ -24,14 +30,12 @@ from rlhf_bench.harness.store.rows import (
     to_checkpoint,
     to_record,
     to_run,
-    to_verdict,
     unpack,
 )
 from rlhf_bench.harness.types import Checkpoint, Completion, Record, Report, Score, Verdict
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_CHUNK = 500  # keys in one query: well under every database's limit on parameters
 _LATEST = re.compile(r"latest(?:~(\d+))?")
 
 
@@ -39,8 +43,12 @@ class Store:
     """A database of results. Raises Fault, in one line, wherever the database or its disk fails."""
 
     def __init__(self, url: str) -> None:
-        """Open `url` (sqlite:///FILE or postgresql://…). Raises UserError where it cannot be a store."""
+        """Open `url` (sqlite:///FILE or postgresql://…). Raises UserError where it cannot be a store.
+
+        The project's own store, default_store_url(), keeps champion.json in home() (see pointer.py); others have none.
+        """
         self._engine = open_database(url)
+        self._pointer = home() / NAME if url == default_store_url() else None
         self.dropped = 0
 
     def close(self) -> None:
@@ -83,7 +91,7 @@ class Store:
         found: dict[str, T] = {}
         corrupt: list[tuple[str, bytes]] = []
         with transaction(self._engine) as connection:
-            for chunk in _chunks(sorted(set(keys))):
+            for chunk in chunks(sorted(set(keys))):
                 query = select(table.c.key, table.c.value).where(table.c.key.in_(chunk))
                 for key, value in connection.execute(query):
                     try:
@@ -292,72 +300,79 @@ class Store:
             rows = connection.execute(select(tables.aliases.c.name, tables.aliases.c.checkpoint)).all()
         return {row.name: row.checkpoint for row in rows}
 
-    # The champion
+    # Verdicts, the ledger and the champions: all of it is Line's, and each method here is one transaction
+
+    @contextmanager
+    def line(self, *, write: bool = False) -> Iterator[Line]:
+        """One transaction over the line of champions. `write`: a durable one, beside no other that writes the line."""
+        with transaction(self._engine, write=write, durable=write, alone=write) as connection:
+            yield Line(connection)
 
     def champion(self) -> Champion | None:
-        """Who must be beaten now, if anyone was ever set."""
-        history = self.history()
-        return history[-1] if history else None
+        """Who must be beaten now, if anyone was ever set. champion.json is made to say the same."""
+        champion, said = self._said()
+        if self._pointer is not None:
+            try:
+                point(self._pointer, said, lambda: self._said()[1])
+            except Fault as error:  # the store decides; the next who asks tries again
+                log.warning("%s", error)
+        return champion
 
-    def set_champion(self, digest: str, *, expect_generation: int, verdict_id: int | None, reason: str) -> Champion:
+    def _said(self) -> tuple[Champion | None, str | None]:
+        """The champion, and what champion.json has to say of it."""
+        with self.line() as line:
+            champion = line.champion()
+            checkpoint = None if champion is None else line.checkpoint(champion.checkpoint)
+        return champion, None if champion is None or checkpoint is None else pointer(champion, checkpoint)
+
+    def set_champion(
+        self, digest: str, *, expect_generation: int, verdict_id: int | None, reason: str, how: How | None = None
+    ) -> Champion:
         """Move the champion, if it is still of `expect_generation` (0: none yet); one durable transaction.
 
-        Raises LostRace where it is not, UserError for a checkpoint or verdict that is not stored here.
+        Without a verdict it is the first, or forced. Nothing else is checked here: promote.promote does that. Raises
+        LostRace where the generation is another, UserError for a checkpoint or verdict that is not stored here.
         """
-        t = tables.champions
-        champion = Champion(digest, expect_generation + 1, verdict_id, now(), reason)
-        row = {"checkpoint": digest, "verdict": verdict_id, "reason": reason, "moved_at": champion.moved_at}
-        move = insert(self._engine, t).values(generation=champion.generation, **row).on_conflict_do_nothing()
-        with transaction(self._engine, write=True, durable=True) as connection:
-            if not _has(connection, tables.checkpoints.c.digest, digest):
-                raise UserError(f"{digest[:12]} is not registered here: `rlhf-bench models register PATH` adds it")
-            if verdict_id is not None and not _has(connection, tables.verdicts.c.id, verdict_id):
-                raise UserError(f"there is no verdict {verdict_id}: `rlhf-bench gate` makes one")
-            current = connection.execute(select(func.max(t.c.generation))).scalar() or 0
-            won = connection.execute(move.returning(t.c.generation)).first() if current == expect_generation else None
-        if won is None:
-            raise LostRace(f"the champion is no longer of generation {expect_generation}: another process moved it")
-        return champion
+        with self.line(write=True) as line:
+            moved = line.move(
+                digest, expect_generation=expect_generation, verdict_id=verdict_id, reason=reason, how=how
+            )
+        self.champion()
+        return moved
 
     def history(self) -> list[Champion]:
         """All champions there were, the first first."""
-        t = tables.champions
-        query = select(t.c.checkpoint, t.c.generation, t.c.verdict, t.c.moved_at, t.c.reason).order_by(t.c.generation)
-        with transaction(self._engine) as connection:
-            return [Champion(*row) for row in connection.execute(query)]
+        with self.line() as line:
+            return line.history()
 
-    def save_verdict(self, verdict: Verdict) -> int:
-        """Keep a verdict; its number."""
-        t = tables.verdicts
-        statement = t.insert().values(value=pack(verdict), created=now()).returning(t.c.id)
-        with transaction(self._engine, write=True, durable=True) as connection:
-            return connection.execute(statement).scalar_one()
+    def save_verdict(self, verdict: Verdict, expect_decisions: int | None = None) -> int:
+        """Keep a verdict together with its place in the ledger, in one durable transaction; its number.
+
+        A verdict that is stored already (about the same runs and items, by the same policy, in the same generation,
+        with the same outcome) keeps its number and spends nothing again. Raises LostRace where the decisions on these
+        items are no longer `expect_decisions` in number: another gate has spent from the same alpha.
+        """
+        with self.line(write=True) as line:
+            return line.save(verdict, expect_decisions)
+
+    def decisions(self, items: Mapping[str, str]) -> list[Decision]:
+        """The decisions that used the same items of any of these benchmarks ({benchmark: digest}), oldest first."""
+        with self.line() as line:
+            return line.decisions(items)
 
     def verdict(self, number: int) -> StoredVerdict:
-        """The verdict of this number."""
-        t = tables.verdicts
-        with transaction(self._engine) as connection:
-            row = connection.execute(select(t).where(t.c.id == number)).one_or_none()
-            known = connection.execute(select(t.c.id)).scalars().all()
-        if row is None:
-            raise UnknownName("verdict", str(number), map(str, known), "`rlhf-bench gate` makes one.")
-        return to_verdict(row)
+        """The verdict of this number. Raises UnknownName."""
+        with self.line() as line:
+            return line.verdict(number)
 
     def verdicts(self) -> list[StoredVerdict]:
         """All verdicts in their order."""
-        t = tables.verdicts
-        with transaction(self._engine) as connection:
-            rows = connection.execute(select(t).order_by(t.c.id)).all()
-        return [to_verdict(row) for row in rows]
+        with self.line() as line:
+            return line.verdicts()
 
 
 def _has(connection: Connection, column: Column[T], value: T) -> bool:
     return connection.execute(select(column).where(column == value)).first() is not None
-
-
-def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    for first in range(0, len(keys), _CHUNK):
-        yield keys[first : first + _CHUNK]
 
 
 def _matching(prefix: str, names: Sequence[str]) -> list[str]:

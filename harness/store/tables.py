@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from sqlalchemy import Column, Float, ForeignKey, Integer, LargeBinary, MetaData, String, Table, Text, TypedColumns
 
-SCHEMA = 1
+SCHEMA = 2
 metadata = MetaData()
 
 
@@ -69,16 +69,37 @@ class _Verdicts(TypedColumns):
     id = Column(Integer, primary_key=True)
     value = Column(LargeBinary, nullable=False)
     created = Column(String, nullable=False)
+    key: Column[str | None] = Column(String(64), unique=True)  # what was decided; empty in verdicts of schema 1
+
+
+class _Decisions(TypedColumns):
+    """The alpha ledger: what each gate decision, which is verdict `number` among those on its items, has spent."""
+
+    verdict = Column(Integer, ForeignKey("verdicts.id"), primary_key=True, autoincrement=False)
+    number = Column(Integer, nullable=False)
+    spent = Column(Float, nullable=False)
+
+
+class _DecidedItems(TypedColumns):
+    """The digest of the samples of each benchmark that a decision was reached on."""
+
+    verdict = Column(Integer, ForeignKey("decisions.verdict"), primary_key=True, autoincrement=False)
+    benchmark = Column(String, primary_key=True)
+    digest = Column(String, nullable=False, index=True)
 
 
 class _Champions(TypedColumns):
-    """One row for each champion there was; the highest generation is the champion."""
+    """One row for each champion there was; the highest generation is the champion.
+
+    `how` is "forced" where nothing else is said: an older rlhf-bench that still has the store open looks at less.
+    """
 
     generation = Column(Integer, primary_key=True, autoincrement=False)
     checkpoint = Column(String, ForeignKey("checkpoints.digest"), nullable=False)
     verdict: Column[int | None] = Column(Integer, ForeignKey("verdicts.id"))
     reason = Column(Text, nullable=False)
     moved_at = Column(String, nullable=False)
+    how = Column(String, nullable=False, server_default="forced")
 
 
 meta = Table("meta", metadata, _Meta)
@@ -91,4 +112,6 @@ records = Table("records", metadata, _Records)
 checkpoints = Table("checkpoints", metadata, _Checkpoints)
 aliases = Table("aliases", metadata, _Aliases)
 verdicts = Table("verdicts", metadata, _Verdicts)
+decisions = Table("decisions", metadata, _Decisions)
+decided_items = Table("decided_items", metadata, _DecidedItems)
 champions = Table("champions", metadata, _Champions)

@@ -1,16 +1,20 @@
-"""A real server for the engines that call one."""
+"""Real servers: for the engines that call one, and for the store."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from tests.postgres_server import PostgresServer, find_binaries
 
 SERVER = Path(__file__).parent.parent / "stub_server.py"
 
@@ -58,3 +62,39 @@ def slow_stub() -> Iterator[Stub]:
     server = Stub(0.1)
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL: RLHF_BENCH_TEST_POSTGRES, or a server of this session's own."""
+    given = os.environ.get("RLHF_BENCH_TEST_POSTGRES")
+    if given:
+        yield given
+        return
+    binaries = find_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL here: apt-get install postgresql, or set RLHF_BENCH_TEST_POSTGRES to a URL")
+    if importlib.util.find_spec("psycopg") is None:
+        pytest.skip("psycopg (the postgres extra) is not installed")
+    server = PostgresServer(binaries)
+    yield server.url
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database: a file, or a schema that is dropped afterwards."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/store.db"
+        return
+    from sqlalchemy import create_engine, make_url, text
+
+    whole = request.getfixturevalue("postgres")
+    schema = f"test_{uuid4().hex}"
+    server = create_engine(whole, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text(f"create schema {schema}"))
+        own = make_url(whole).update_query_dict({"options": f"-csearch_path={schema}"})
+        yield own.render_as_string(hide_password=False)
+        connection.execute(text(f"drop schema {schema} cascade"))
+    server.dispose()

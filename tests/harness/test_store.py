@@ -1,26 +1,29 @@
-"""The store's contract, on SQLite and, where RLHF_BENCH_TEST_POSTGRES gives a URL, on PostgreSQL."""
+"""The store's contract, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import Connection, Engine, Table, create_engine, inspect, text
+from tests.harness.store_process import compete_for_ten_generations, decide_once, write_and_acknowledge
+from tests.harness.worker import Worker
 
 from rlhf_bench.harness.codec import digest, sample_digest
 from rlhf_bench.harness.errors import CorruptRow, Fault, LostRace, UnknownName, UserError
-from rlhf_bench.harness.store import Run, Store, default_store_url
+from rlhf_bench.harness.store import Champion, Decision, Run, Store, default_store_url, migrations, tables
+from rlhf_bench.harness.store.database import insert
 from rlhf_bench.harness.types import (
     Check,
     Checkpoint,
@@ -36,27 +39,8 @@ from rlhf_bench.harness.types import (
     Verdict,
 )
 
-POSTGRES = os.environ.get("RLHF_BENCH_TEST_POSTGRES")
 KEYS = [digest(number) for number in range(2000)]
 ANSWER = Completion("s", 0, "forty-two", "stop", 3)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database: a file, or a schema that is dropped afterwards."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/store.db"
-        return
-    if not POSTGRES:
-        pytest.skip("RLHF_BENCH_TEST_POSTGRES is not set to the URL of a PostgreSQL database")
-    schema = f"test_{uuid4().hex}"
-    server = create_engine(POSTGRES, isolation_level="AUTOCOMMIT")
-    with server.connect() as connection:
-        connection.execute(text(f"create schema {schema}"))
-        own = make_url(POSTGRES).update_query_dict({"options": f"-csearch_path={schema}"})
-        yield own.render_as_string(hide_password=False)
-        connection.execute(text(f"drop schema {schema} cascade"))
-    server.dispose()
 
 
 @pytest.fixture
@@ -145,6 +129,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 words = st.text(st.characters(exclude_categories=["Cs"]))
 
 
+@settings(deadline=None)
 @given(
     text=words,
     logprob=st.none() | finite,
@@ -338,10 +323,14 @@ def test_the_champion_moves_one_generation_at_a_time_and_all_are_remembered(stor
     first = store.set_champion("a", expect_generation=0, verdict_id=None, reason="start")
     number = store.save_verdict(VERDICT)
     second = store.set_champion("b", expect_generation=1, verdict_id=number, reason="better")
-    third = store.set_champion("a", expect_generation=2, verdict_id=None, reason="rolled back")
+    third = store.set_champion("a", expect_generation=2, verdict_id=None, reason="rolled back", how="rollback")
     assert store.history() == [first, second, third]
     assert store.champion() == third
-    assert [champion.generation for champion in store.history()] == [1, 2, 3]
+    assert [(champion.generation, champion.how) for champion in store.history()] == [
+        (1, "first"),
+        (2, "verdict"),
+        (3, "rollback"),
+    ]
     assert (second.checkpoint, second.verdict_id, second.reason) == ("b", number, "better")
 
 
@@ -391,37 +380,134 @@ def test_of_eight_threads_exactly_one_wins_each_generation(url: str) -> None:
 
 
 def test_verdicts_come_back_as_they_were_under_their_numbers(store: Store) -> None:
-    numbers = [store.save_verdict(VERDICT), store.save_verdict(VERDICT)]
-    assert numbers[0] != numbers[1]
+    verdicts = [VERDICT, replace(VERDICT, generation=3, items={"sums": "d1"}, decision=1, spent=0.1 + 0.2)]
+    numbers = [store.save_verdict(verdict) for verdict in verdicts]
+    assert numbers[0] < numbers[1]
     assert [stored.id for stored in store.verdicts()] == numbers
-    assert store.verdict(numbers[1]).verdict == VERDICT
+    assert [store.verdict(number).verdict for number in numbers] == verdicts
     with pytest.raises(UnknownName):
         store.verdict(99)
+
+
+# The alpha ledger
+
+
+def on(items: dict[str, str], spent: float = 0.01, name: str = "r1", **changes: object) -> Verdict:
+    fields = {"items": items, "spent": spent, "runs": {"candidate": name, "champion": "r2"}, **changes}
+    return replace(VERDICT, **fields)  # type: ignore[arg-type]
+
+
+def test_a_decision_stands_in_the_ledger_with_what_it_spent_on_which_samples(store: Store) -> None:
+    first = store.save_verdict(on({"sums": "d1", "code": "d2"}, 0.03, "r1", decision=1))
+    second = store.save_verdict(on({"code": "d2"}, 0.0075, "r3", decision=2))
+    both = [Decision(first, 0.03, {"sums": "d1", "code": "d2"}, 1), Decision(second, 0.0075, {"code": "d2"}, 2)]
+    assert store.decisions({"code": "d2", "chat": "d9"}) == both
+    assert store.decisions({"sums": "d1"}) == both[:1]
+
+
+def test_other_samples_of_a_benchmark_begin_a_ledger_of_their_own(store: Store) -> None:
+    store.save_verdict(on({"sums": "d1"}))
+    assert store.decisions({"sums": "d2"}) == store.decisions({"code": "d1"}) == store.decisions({}) == []
+
+
+def test_a_verdict_that_says_no_samples_has_no_place_in_the_ledger(store: Store) -> None:
+    number = store.save_verdict(VERDICT)
+    with store.line() as line:
+        assert line.decision(number) is None
+
+
+def test_the_same_verdict_again_keeps_its_number_and_spends_nothing(store: Store) -> None:
+    verdict = on({"sums": "d1"}, 0.03)
+    number = store.save_verdict(verdict, expect_decisions=0)
+    assert store.save_verdict(replace(verdict, spent=0.01, alpha=0.01), expect_decisions=0) == number
+    assert [each.spent for each in store.decisions({"sums": "d1"})] == [0.03]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"outcome": "reject"},
+        {"generation": 2},
+        {"policy": "another"},
+        {"runs": {"candidate": "r9", "champion": "r2"}},
+        {"candidate": "e" * 64},
+        {"items": {"sums": "d1", "code": "d2"}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_verdict_about_anything_else_is_another_decision(store: Store, changes: dict[str, Any]) -> None:
+    verdict = on({"sums": "d1"})
+    assert store.save_verdict(verdict) != store.save_verdict(replace(verdict, **changes))
+    assert len(store.decisions({"sums": "d1"})) == 2
+
+
+@pytest.mark.parametrize("expected", [0, 2])
+def test_a_verdict_that_counted_other_decisions_loses_and_leaves_nothing(store: Store, expected: int) -> None:
+    store.save_verdict(on({"sums": "d1"}))
+    with pytest.raises(LostRace, match="run this gate again"):
+        store.save_verdict(on({"sums": "d1"}, name="r3"), expect_decisions=expected)
+    assert len(store.verdicts()) == len(store.decisions({"sums": "d1"})) == 1
+
+
+def test_a_verdict_is_never_stored_without_its_ledger_entry(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(engine: Engine, table: Table[Any]) -> Any:
+        if table.name == "decided_items":
+            raise Fault("the disk is full")
+        return insert(engine, table)
+
+    monkeypatch.setattr("rlhf_bench.harness.store.line.insert", fail)
+    with pytest.raises(Fault):
+        store.save_verdict(on({"sums": "d1"}))
+    monkeypatch.undo()
+    assert store.verdicts() == [] == store.decisions({"sums": "d1"})
+    assert store.save_verdict(on({"sums": "d1"}), expect_decisions=0) >= 1
+
+
+def test_eight_gates_at_once_never_spend_as_the_same_decision(url: str) -> None:
+    Store(url).close()
+    gates = [Worker(decide_once, url, on({"sums": "d1"}, name=f"run-{number}")) for number in range(8)]
+    numbers = [number for gate in gates for number in gate.rest()]
+    assert [gate.exit_code for gate in gates] == [0] * 8
+    with Store(url) as store:
+        ledger = store.decisions({"sums": "d1"})
+        assert [each.decision for each in ledger] == [1, 2, 3, 4, 5, 6, 7, 8]
+        assert [each.number for each in ledger] == sorted(numbers)
+        assert sum(each.spent for each in ledger) <= 0.05
+        assert [store.verdict(each.number).verdict.spent for each in ledger] == [each.spent for each in ledger]
+
+
+some_items = st.dictionaries(st.sampled_from("abc"), st.sampled_from(["d1", "d2"]), max_size=3)
+
+
+@given(decided=st.lists(some_items, max_size=6), asked=some_items)
+@settings(deadline=None, max_examples=40)
+def test_the_ledger_finds_exactly_the_decisions_that_share_samples(
+    decided: list[dict[str, str]], asked: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with Store(f"sqlite:///{tmp_path_factory.mktemp('ledger')}/store.db") as store:
+        numbers = [store.save_verdict(on(items, name=f"r{place}")) for place, items in enumerate(decided)]
+        shared = [n for n, items in zip(numbers, decided, strict=True) if asked.items() & items.items()]
+        assert [each.number for each in store.decisions(asked)] == shared
 
 
 # Several processes
 
 
-def child(work: str, url: str, name: str) -> subprocess.Popen[bytes]:
-    script = Path(__file__).with_name("store_process.py")
-    return subprocess.Popen([sys.executable, str(script), work, url, name], stdout=subprocess.PIPE)
-
-
 def test_killed_writers_lose_nothing_that_was_acknowledged(url: str) -> None:
-    writers = [child("write_and_acknowledge", url, f"writer-{number}") for number in range(4)]
+    Store(url).close()
+    writers = [Worker(write_and_acknowledge, url, f"writer-{number}") for number in range(4)]
     acknowledged: list[str] = []
     for writer in writers[:2]:
-        assert writer.stdout is not None
-        acknowledged += [writer.stdout.readline().decode().strip() for _ in range(40)]
+        for _ in range(5):
+            acknowledged += writer.hear()
         writer.kill()
     for writer in writers:
-        acknowledged += writer.communicate(timeout=60)[0].decode().split()
-    assert [writer.returncode for writer in writers[2:]] == [0, 0]
-    whole = [key for key in acknowledged if len(key) == 64]  # the pipe's last line may have been cut by the kill
-    assert len(whole) >= 2 * 480 + 80
+        acknowledged += [key for keys in writer.rest() for key in keys]
+    assert [writer.exit_code for writer in writers] == [-9, -9, 0, 0]
+    assert len(acknowledged) >= 2 * 480 + 80
     with Store(url) as store:
-        found = store.completions(whole)
-        assert set(found) == set(whole)
+        found = store.completions(acknowledged)
+        assert set(found) == set(acknowledged)
         assert all(digest(completion) == key for key, completion in found.items())
         assert store.dropped == 0
         if url.startswith("sqlite"):
@@ -434,13 +520,9 @@ def test_of_four_processes_exactly_one_wins_each_generation(url: str) -> None:
     names = [f"process-{number}" for number in range(4)]
     with Store(url) as store:
         register(store, *names)
-    racers = {name: child("compete_for_ten_generations", url, name) for name in names}
-    wins = [
-        (int(line), name)
-        for name, racer in racers.items()
-        for line in racer.communicate(timeout=60)[0].decode().split()
-    ]
-    assert [racer.returncode for racer in racers.values()] == [0] * 4
+    racers = {name: Worker(compete_for_ten_generations, url, name) for name in names}
+    wins = [(generation, name) for name, racer in racers.items() for generation in racer.rest()]
+    assert [racer.exit_code for racer in racers.values()] == [0] * 4
     with Store(url) as store:
         assert sorted(wins) == [(champion.generation, champion.checkpoint) for champion in store.history()]
     assert [generation for generation, _ in sorted(wins)] == list(range(1, 11))
@@ -545,6 +627,101 @@ def test_a_store_of_a_newer_version_is_left_alone(url: str) -> None:
         connection.execute(text("update meta set value = '999' where name = 'schema'"))
     with pytest.raises(UserError, match="newer rlhf-bench"):
         Store(url)
+
+
+OLD = {
+    "outcome": "promote", "checks": [], "reasons": ["better"], "candidate": "b", "champion": "a", "policy": "p",
+    "alpha": 0.05, "runs": {"candidate": "r1", "champion": "r2"},
+}  # fmt: skip
+
+
+def make_schema_1(url: str) -> None:
+    """A store as rlhf-bench 0.1.0 left it: a first champion, one by verdict 1, one by force, one by an unknown hand."""
+    postgres = url.startswith("postgresql")
+    script = Path(__file__).with_name("schema_1.sql").read_text()
+    if postgres:
+        script = script.replace("BLOB", "BYTEA").replace("verdicts ( id INTEGER", "verdicts ( id SERIAL")
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        for statement in script.split(";"):
+            if statement.strip():
+                connection.exec_driver_sql(statement)
+        connection.execute(text("insert into meta values ('schema', '1')"))
+        recipe = {"recipe": zlib.compress(b"{}")}
+        for name in "abc":
+            connection.execute(text(f"insert into checkpoints values ('{name}', '/{name}', null, :recipe, 0)"), recipe)
+        value = {"value": zlib.compress(json.dumps(OLD).encode())}
+        connection.execute(text("insert into verdicts (value, created) values (:value, '2026-11-01')"), value)
+        for row in ("1, 'a', null, 'first'", "2, 'b', 1, 'better'", "3, 'c', null, 'forced: x'", "4, 'a', null, ''"):
+            connection.execute(text(f"insert into champions values ({row}, '2026-11-0{row[0]}')"))
+    engine.dispose()
+
+
+def test_a_store_of_schema_1_opens_with_all_that_it_holds(url: str) -> None:
+    make_schema_1(url)
+    for _ in range(2):  # once to bring it up to date, once as it then is
+        with Store(url) as store:
+            assert store.verdict(1).verdict == Verdict(**OLD | {"checks": (), "reasons": ("better",)})  # type: ignore[arg-type]
+            assert [(each.checkpoint, each.how) for each in store.history()] == [
+                ("a", "first"),
+                ("b", "verdict"),
+                ("c", "forced"),
+                ("a", "forced"),
+            ]
+            assert store.history()[1] == Champion("b", 2, 1, "2026-11-02", "better", "verdict")
+            assert store.decisions({"sums": "d1"}) == []
+
+
+def test_a_store_of_schema_1_works_on_as_a_new_one(url: str) -> None:
+    make_schema_1(url)
+    with Store(url) as store:
+        number = store.save_verdict(on({"sums": "d1"}))
+        assert number > 1
+        assert store.save_verdict(on({"sums": "d1"})) == number
+        assert [each.number for each in store.decisions({"sums": "d1"})] == [number]
+        assert store.set_champion("b", expect_generation=4, verdict_id=number, reason="").how == "verdict"
+
+
+def test_an_old_and_a_new_store_have_the_same_columns(url: str, tmp_path: Path) -> None:
+    make_schema_1(url)
+    with Store(url) as old:
+        for table in tables.metadata.sorted_tables:
+            found = {each["name"]: each["nullable"] for each in inspect(old._engine).get_columns(table.name)}
+            assert found == {column.name: bool(column.nullable) for column in table.columns}, table.name
+
+
+def test_a_migration_that_fails_leaves_the_store_as_it_was(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_schema_1(url)
+    steps = dict(migrations._STEPS)
+
+    def break_off(connection: Connection) -> None:
+        steps[1](connection)
+        raise Fault("the disk is full")
+
+    monkeypatch.setattr(migrations, "_STEPS", {1: break_off})
+    with pytest.raises(Fault, match="full"):
+        Store(url)
+    monkeypatch.undo()
+    with Store(url) as store:
+        assert [each.how for each in store.history()] == ["first", "verdict", "forced", "forced"]
+
+
+def test_many_can_bring_the_same_old_store_up_to_date_at_once(url: str) -> None:
+    make_schema_1(url)
+    found: list[int] = []
+    barrier = threading.Barrier(6)
+
+    def begin() -> None:
+        barrier.wait(timeout=60)
+        with Store(url) as store:
+            found.append(len(store.history()))
+
+    threads = [threading.Thread(target=begin) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [4] * 6
 
 
 def test_sqlite_runs_in_wal_with_foreign_keys_and_syncs_fully_only_for_the_champion(tmp_path: Path) -> None:
