@@ -8,6 +8,7 @@ its worst, against whichever claim is made.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -16,17 +17,30 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_bench.harness.codec import sample_digest
 from rlhf_bench.harness.compare import Pairs, pair, require_kind
 from rlhf_bench.harness.errors import UnknownName, UserError
 from rlhf_bench.harness.policy import Part, Policy, Target
 from rlhf_bench.harness.stats import Evidence, binary_evidence, continuous_evidence
+from rlhf_bench.harness.stats.intervals import by_cluster
+from rlhf_bench.harness.stats.sequential import anytime_evidence, one_each_way
 from rlhf_bench.harness.store import Store
-from rlhf_bench.harness.types import Figure, Record
+from rlhf_bench.harness.types import Figure, Record, Sample
 
 NO_EVIDENCE = Evidence(-1.0, 1.0, 1.0, 1.0)
 _MANIFEST = ("protocol_digest", "judge_identity", "benchmarks")
 Figures = Mapping[str, Mapping[str, Figure]]
 NO_FIGURES: Figures = MappingProxyType({})
+
+
+class Level(NamedTuple):
+    """The one-sided alpha of a claim's bounds. `interim`: the samples are the first part of more that were planned, so
+    one win and one loss are added to them (stats.sequential). With `order` the test holds after any sample: these are
+    taken in the registered order that this salt fixes."""
+
+    alpha: float
+    order: str = ""
+    interim: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +116,25 @@ class Claim:
 class Finding:
     """What the records say about a claim; no evidence where `missing` says what there is not.
 
-    `level` is the one-sided alpha of its bounds. `repeatable`: the answers were generated, so that more of them to the
+    `level` is that of its bounds. `repeatable`: the answers were generated, so that more of them to the
     same samples would say more.
     """
 
     claim: Claim
-    level: float
+    level: Level
     difference: float | None = None
     evidence: Evidence = NO_EVIDENCE
     pairs: int = 0
     ungraded: int = 0
     repeatable: bool = False
     missing: str = ""
+
+
+def place(salt: str, sample: Sample) -> str:
+    """Where a sample stands in the order that `salt` registers; those of one cluster stand together."""
+    own = sample_digest(sample)
+    together = sample.tags.get("cluster", own)
+    return f"{hashlib.sha256(f'{salt} {together}'.encode()).hexdigest()} {own}"
 
 
 def claims(policy: Policy, rivals: Iterable[str]) -> list[Claim]:
@@ -128,7 +149,7 @@ def claims(policy: Policy, rivals: Iterable[str]) -> list[Claim]:
     return targets + [claim(guard, rival) for rival in rivals for guard in policy.guards]
 
 
-def find(claim: Claim, policy: Policy, candidate: RunData, rival: RunData, level: float) -> Finding:
+def find(claim: Claim, policy: Policy, candidate: RunData, rival: RunData, level: Level) -> Finding:
     """What the two runs show at this one-sided level. Raises UserError where they were not asked the same samples."""
     found = Finding(claim, level)
     for run in (candidate, rival):
@@ -250,17 +271,30 @@ def _difference(
     if paired.figure is None:
         return candidate - champion
     ours = paired.figure([mine for mine, _ in records], candidate.tolist())
-    return np.asarray(ours) - np.asarray(paired.figure([other for _, other in records], champion.tolist()))
+    theirs = paired.figure([other for _, other in records], champion.tolist())
+    return np.subtract(ours, theirs, dtype=np.float64)
 
 
-def _weigh(claim: Claim, paired: Sequence[_Paired], d: NDArray[np.float64], level: float) -> Evidence:
+def _weigh(claim: Claim, paired: Sequence[_Paired], d: NDArray[np.float64], level: Level) -> Evidence:
     clustered = any(each.pairs.clusters for each in paired)
+    if level.order:
+        places = [place(level.order, mine.sample) for each in paired for mine, _ in each.pairs.records]
+        together = [where.split()[0] for where in places] if clustered else places
+        sums, sizes = by_cluster(d, together)
+        return anytime_evidence(sums / sizes, threshold=claim.threshold, alpha=level.alpha)
+    clusters = _clusters(paired) if clustered else None
+    if level.interim:
+        d, clusters = one_each_way(d, clusters)
     if not clustered and all(each.binary for each in paired):
         gained, lost = int((d > 0).sum()), int((d < 0).sum())
-        return binary_evidence(gained, lost, d.size, threshold=claim.threshold, alpha=level)
-    clusters = [
+        return binary_evidence(gained, lost, d.size, threshold=claim.threshold, alpha=level.alpha)
+    return continuous_evidence(d, clusters, threshold=claim.threshold, alpha=level.alpha)
+
+
+def _clusters(paired: Sequence[_Paired]) -> tuple[str, ...]:
+    """The cluster of each pair of the pool; those of different parts are never the same."""
+    return tuple(
         f"{number} {name}"
         for number, each in enumerate(paired)
         for name in each.pairs.clusters or map(str, range(each.pairs.graded.size))
-    ]
-    return continuous_evidence(d, clusters if clustered else None, threshold=claim.threshold, alpha=level)
+    )

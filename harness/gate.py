@@ -23,9 +23,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from rlhf_bench.harness.claims import Finding, RunData, claims, find
+from rlhf_bench.harness.claims import Finding, Level, RunData, claims, find
 from rlhf_bench.harness.errors import UnknownName, UserError
-from rlhf_bench.harness.policy import Policy
+from rlhf_bench.harness.policy import Policy, Sentinel
+from rlhf_bench.harness.signals import read_signal, sentence, unlike
 from rlhf_bench.harness.stats import holm, samples_to_decide
 from rlhf_bench.harness.types import Check, Outcome, Verdict
 
@@ -39,7 +40,7 @@ def gate(
     anchor: RunData | None = None,
     *,
     alpha: float | None = None,
-    levels: Mapping[str, float] = {},
+    levels: Mapping[str, Level] = {},
 ) -> Verdict:
     """The verdict of `policy` on these runs.
 
@@ -52,12 +53,18 @@ def gate(
     alpha = policy.alpha if alpha is None else alpha
     rivals = _rivals(policy, candidate, champion, anchor)
     findings = [
-        find(claim, policy, candidate, rivals[claim.against], min(levels.get(p.benchmark, alpha) for p in claim.parts))
+        find(
+            claim,
+            policy,
+            candidate,
+            rivals[claim.against],
+            min(levels.get(part.benchmark, Level(alpha)) for part in claim.parts),
+        )
         for claim in claims(policy, rivals)
     ]
     targets = _judge([f for f in findings if f.claim.role == "target"], adjust_passes=policy.require == "any")
     guards = _judge([f for f in findings if f.claim.role == "guard"], adjust_fails=True)
-    watched: list[Check] = []
+    watched = [_watch(sentinel, candidate, champion) for sentinel in policy.sentinels]
     checks = (*targets, *guards, *watched)
     outcome = _outcome(policy, targets, guards, watched)
     decisive = {"promote": "pass", "reject": "fail", "inconclusive": "undecided"}[outcome]
@@ -134,12 +141,12 @@ def _judge(findings: Sequence[Finding], *, adjust_passes: bool = False, adjust_f
 def _check(finding: Finding, p_above: float, p_below: float) -> Check:
     claim, (low, high, _, _) = finding.claim, finding.evidence
     outcome: Literal["pass", "fail", "undecided"] = "undecided"
-    if p_above < finding.level:
+    if p_above < finding.level.alpha:
         outcome = "pass"
-    elif p_below < finding.level:
+    elif p_below < finding.level.alpha:
         outcome = "fail"
-    low = low if p_above < finding.level else min(low, claim.threshold)
-    high = high if p_below < finding.level else max(high, claim.threshold)
+    low = low if p_above < finding.level.alpha else min(low, claim.threshold)
+    high = high if p_below < finding.level.alpha else max(high, claim.threshold)
     known = not finding.missing
     return Check(
         benchmark=claim.label,
@@ -153,9 +160,38 @@ def _check(finding: Finding, p_above: float, p_below: float) -> Check:
         outcome=outcome,
         against=claim.against,
         reason=_sentence(finding, p_above, outcome),
-        level=finding.level,
+        level=finding.level.alpha,
         pairs=finding.pairs,
         ungraded=finding.ungraded,
+    )
+
+
+def _watch(sentinel: Sentinel, candidate: RunData, champion: RunData) -> Check:
+    """A sentinel's reading held against its limit. What cannot be measured does not pass."""
+    name, signal = sentinel.benchmark, sentinel.signal
+    value, why = None, unlike(signal, candidate.manifest, champion.manifest)
+    if not why:
+        reading = read_signal(signal, candidate.records.get(name, ()), champion.records.get(name, ()))
+        value, why = reading.value, sentence(signal, reading)
+    outcome: Literal["pass", "fail", "undecided", "warn"] = "pass"
+    if value is None:
+        outcome = "warn" if sentinel.action == "warn" else "undecided"
+    elif value > sentinel.limit:
+        outcome = "warn" if sentinel.action == "warn" else "fail"
+    held = (
+        "" if value is None else f": {'within' if value <= sentinel.limit else 'past'} the limit of {sentinel.limit:g}"
+    )
+    return Check(
+        benchmark=name,
+        role="sentinel",
+        metric=signal,
+        difference=value,
+        low=None,
+        high=None,
+        margin=sentinel.limit,
+        p=None,
+        outcome=outcome,
+        reason=f"{'warning: ' if outcome == 'warn' else ''}{name}: {why}{held}",
     )
 
 
@@ -173,7 +209,7 @@ def _sentence(finding: Finding, p: float, outcome: str) -> str:
         ("guard", "fail"): f"margin {margin}: shown to lose more",
         ("guard", "undecided"): f"margin {margin}: not shown to be worse, not shown to be safe",
     }[claim.role, outcome]
-    facts = f"{100 * (1 - 2 * finding.level):.3g}% interval {_points(low)} to {_points(high)}"
+    facts = f"{100 * (1 - 2 * finding.level.alpha):.3g}% interval {_points(low)} to {_points(high)}"
     facts += f", p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}" if claim.role == "target" and outcome != "fail" else ""
     facts += f", {finding.ungraded} ungraded counted at their worst" if finding.ungraded else ""
     more = f"; {_what_would_decide(finding)}" if outcome == "undecided" else ""
@@ -196,7 +232,7 @@ def _what_would_decide(finding: Finding) -> str:
     """
     low, high, _, _ = finding.evidence
     distance = abs((finding.difference or 0.0) - finding.claim.threshold)
-    needed = samples_to_decide(low, high, finding.pairs, distance, finding.level)
+    needed = samples_to_decide(low, high, finding.pairs, distance, finding.level.alpha)
     first = f"grade the {finding.ungraded} ungraded first; " if finding.ungraded else ""
     if needed - finding.pairs > 1_000_000:
         return f"{first}with so small a difference no number of samples is likely to decide"

@@ -66,8 +66,10 @@ class Until(Protocol):
         """The samples of each look, by benchmark; the next look's depend on what `look` was shown."""
         ...
 
-    def look(self, number: int, records: Mapping[str, Sequence[Record]]) -> None:
-        """All records so far, after look `number`, from 1."""
+    def look(
+        self, number: int, checkpoint: str, manifest: Mapping[str, Any], records: Mapping[str, Sequence[Record]]
+    ) -> None:
+        """All records so far, after look `number`, from 1, and the run's checkpoint and manifest."""
         ...
 
 
@@ -124,7 +126,7 @@ def evaluate(
             records[name] += found
             answers += [completion for record in found for completion in record.completions]
         if until is not None:
-            until.look(number, records)
+            until.look(number, engine.checkpoint, manifest, records)
             manifest["sequential"] = plain(dict(until.design))
     estimates = [each for benchmark in suite.benchmarks for each in estimates_of(benchmark, records[benchmark.name])]
     manifest |= _said_by(engine, answers, judge)

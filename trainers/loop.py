@@ -25,11 +25,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from rlhf_bench.harness.checkpoint import verify
+from rlhf_bench.harness.claims import NO_FIGURES, Figures, RunData
 from rlhf_bench.harness.codec import digest, plain, request_key
 from rlhf_bench.harness.config import Config
+from rlhf_bench.harness.decide import decide
 from rlhf_bench.harness.errors import Fault, UserError
 from rlhf_bench.harness.files import only_one, write
-from rlhf_bench.harness.gate import RunData, gate
 from rlhf_bench.harness.judges.reward import RewardModel
 from rlhf_bench.harness.models import open_engine, resolve
 from rlhf_bench.harness.policy import Policy
@@ -130,6 +131,11 @@ class _Line:
     measure: Callable[[Checkpoint], Report]
     work: Path
     track: Track
+    figures: Figures
+
+    def read(self, report: Report) -> RunData:
+        """The run of a report, as the gate reads it."""
+        return RunData.load(self.store, report.run_id, self.figures)
 
 
 def iterate(
@@ -142,11 +148,13 @@ def iterate(
     policy: Policy,
     home: Path,
     track: Track = silent,
+    figures: Figures = NO_FIGURES,
 ) -> Iterator[Iteration]:
     """Yield each iteration as it is decided; the champion of the store is moved only by a promote verdict.
 
     `prompts` are the pool, `reward` gives the reward model's checkpoint, `measure` evaluates a checkpoint on the
-    policy's suites. Each verdict is reached at the policy's own alpha. Raises UserError where the config contradicts
+    policy's suites; `figures` are those metrics of them that are no means. The iterations share the policy's alpha as
+    its ledger says. Raises UserError where the config contradicts
     what is there, before any long work, and Fault where a stage fails.
     """
     get_backend(config.backend)
@@ -154,7 +162,7 @@ def iterate(
     with only_one(work, "running this loop"):
         batches = _batches(prompts, config)
         start = _begin(work, config, policy, store, track)
-        line = _Line(config, store, policy, start, reward(), measure, work, track)
+        line = _Line(config, store, policy, start, reward(), measure, work, track, figures)
         champion = start
         for number, batch in enumerate(batches, start=1):
             iteration = _iteration(line, number, batch, champion)
@@ -177,10 +185,12 @@ def _iteration(line: _Line, number: int, batch: Sequence[Sample], champion: Chec
     free = store.aliases().get(alias) in (None, candidate.digest)
     store.register(candidate, alias=alias if free else None)
     before, after, initial = line.measure(champion), line.measure(candidate), line.measure(line.start)
-    verdict, verdict_id = _decide(store, line.policy, before, after, initial)
-    if verdict.outcome == "promote" and verdict_id not in {each.verdict_id for each in store.history()}:
-        promote(store, verdict_id)
-    return Iteration(number, champion, candidate, len(pairs), dropped, before, after, verdict, verdict_id, str(folder))
+    decided = decide(store, line.policy, *(line.read(report) for report in (after, before, initial)))
+    if decided.verdict.outcome == "promote" and decided.id not in {each.verdict_id for each in store.history()}:
+        promote(store, decided.id)
+    return Iteration(
+        number, champion, candidate, len(pairs), dropped, before, after, decided.verdict, decided.id, str(folder)
+    )
 
 
 def answers_stage(
@@ -299,17 +309,6 @@ def train_stage(
     if candidate.digest == policy.digest:
         raise Fault(f"training left the weights as they were ({out}): raise dpo.learning_rate, or dpo.epochs")
     return candidate
-
-
-def _decide(store: Store, policy: Policy, before: Report, after: Report, initial: Report) -> tuple[Verdict, int]:
-    """The gate's verdict on these runs: the stored one if they were judged before by this policy."""
-    candidate, champion, anchor = (RunData.load(store, report.run_id) for report in (after, before, initial))
-    verdict = gate(policy, candidate, champion, anchor)
-    for stored in store.verdicts():
-        known = stored.verdict
-        if (known.policy, known.runs, known.outcome) == (verdict.policy, verdict.runs, verdict.outcome):
-            return known, stored.id
-    return verdict, store.save_verdict(verdict)
 
 
 def _turns(row: Mapping[str, Any]) -> tuple[Message, ...]:

@@ -54,6 +54,7 @@ def iterate(
             policy=policy,
             home=home(),
             track=track,
+            figures=suites.figures(each.name for each in chosen.benchmarks),
         ):
             done.append(iteration)
             if not json:
@@ -67,8 +68,7 @@ def iterate(
 def _require_asked(policy: Policy, suite: Suite) -> None:
     """Raise UnknownName for the first rule of the policy about a benchmark that the suite does not ask."""
     names = [each.name for each in suite.benchmarks]
-    asked = [target.benchmark for target in policy.targets] + [guard.benchmark for guard in policy.guards]
-    for name in asked:
+    for name in policy.benchmarks:
         if name not in names:
             raise UnknownName(f"benchmark in suite '{suite.name}'", name, names, f"Policy '{policy.name}' asks for it.")
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from rlhf_bench.harness.errors import UnknownName, UserError
 
 if TYPE_CHECKING:
+    from rlhf_bench.harness.claims import RunData
     from rlhf_bench.harness.engines import Engine
     from rlhf_bench.harness.engines.pace import Limits
     from rlhf_bench.harness.judges import Judge
     from rlhf_bench.harness.policy import Policy
     from rlhf_bench.harness.prices import Budget
     from rlhf_bench.harness.progress import Track
+    from rlhf_bench.harness.sequential import Stopping
     from rlhf_bench.harness.store import Run, Store
     from rlhf_bench.harness.types import Checkpoint, Comparison, Estimate, EvalProtocol, Report, Sample, Suite
 
@@ -29,6 +31,8 @@ POLICIES = Path(__file__).parent / "policies"
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What a run asks and how, as `rlhf-bench run` takes it; kept with the run, which it starts again.
+
+    With `sequential`, the kind of a design, it ends as soon as `policy` is decided against the run `against`.
 
     `suite` names suites, benchmarks and lm-eval tasks; `include_path` holds folders of task files of the user's own.
     The fields that are None leave to the protocol what it says.
@@ -51,6 +55,9 @@ class Asked:
     device: str = "auto"
     concurrency: int | None = None
     budget: str | None = None
+    against: str | None = None
+    policy: str | None = None
+    sequential: str | None = None
 
 
 def open_store() -> Store:
@@ -181,8 +188,27 @@ def measure(model: str, asked: Asked, store: Store, track: Track) -> Report:
         limit=asked.limit,
         settings={"model": _named(model, store)} | asdict(asked),
         manifest_extra={"data": data.digests(needs), "judged": judged},
+        until=None if asked.sequential is None else stopping(asked, store),
         track=track,
     )
+
+
+def stopping(asked: Asked, store: Store) -> Stopping:
+    """What ends a run early: the gate that it is for, at the level that the ledger leaves. Raises UserError."""
+    from rlhf_bench.cli.gate import anchor_run
+    from rlhf_bench.harness.decide import LEAST, items_of, next_level
+    from rlhf_bench.harness.sequential import Stopping
+    from rlhf_bench.harness.stats.sequential import Design
+
+    against = find_run(store, asked.against or "champion")
+    rules = default_policy(against) if asked.policy is None else policy(asked.policy)
+    champion = run_data(store, against.id)
+    anchor = run_data(store, anchor_run(store, None, against, against).id) if rules.against_anchor else None
+    _, alpha = next_level(rules, [each.spent for each in store.decisions(items_of(rules, champion))])
+    if alpha < LEAST:
+        raise UserError(f"the alpha of policy '{rules.name}' is spent on these samples, so that no run can be decided")
+    kind: Any = asked.sequential
+    return Stopping(rules, champion, anchor, Design(kind, alpha=alpha), champion.figures)
 
 
 def asked_of(asked: Asked) -> tuple[Suite, EvalProtocol]:
@@ -252,7 +278,7 @@ def asked_before(run: Run) -> Asked:
 def strata(store: Store, report: Report, benchmarks: Iterable[str]) -> dict[str, list[tuple[str, Estimate]]]:
     """By benchmark the scores of its parts. Raises UserError where none of the benchmarks has parts."""
     from rlhf_bench.harness.run import strata_of
-    from rlhf_bench.suites.lm_eval_files import recorded
+    from rlhf_bench.suites.imported import recorded
 
     facts = report.manifest["benchmarks"]
     found = {name: strata_of(recorded(name, facts[name]), store.records(report.run_id, name)) for name in benchmarks}
@@ -313,6 +339,14 @@ def last_run(store: Store, digest: str, name: str, like: Run | None = None) -> R
 def _conditions(run: Run) -> list[object]:
     names = ("protocol_digest", "judge_identity", "benchmarks")
     return [run.manifest.get(name) for name in names] + [run.manifest.get("engine", {}).get("dtype")]
+
+
+def run_data(store: Store, run_id: str) -> RunData:
+    """A finished run as the gate reads it, with the figures of its benchmarks that are no means."""
+    from rlhf_bench import suites
+    from rlhf_bench.harness.claims import RunData
+
+    return RunData.load(store, run_id, suites.figures(store.run(run_id).manifest.get("benchmarks", ())))
 
 
 def compared(store: Store, candidate: str, base: str, benchmark: str | None = None) -> list[Comparison]:
@@ -411,7 +445,7 @@ def policy_names() -> list[str]:
 def default_policy(run: Run) -> Policy:
     """The packaged policy that asks most of what this run has. Raises UserError where none fits."""
     found = [policy(name) for name in policy_names()]
-    wanted = {p.name: {t.benchmark for t in p.targets} | {g.benchmark for g in p.guards} for p in found}
+    wanted = {each.name: set(each.benchmarks) for each in found}
     fitting = [each for each in found if wanted[each.name] <= run.manifest["benchmarks"].keys()]
     if not fitting:
         names = ", ".join(run.manifest["benchmarks"])

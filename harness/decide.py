@@ -1,0 +1,138 @@
+"""A decision: the gate's verdict, at the level that the ledger leaves for it, kept with what it spent.
+
+    decisions before on these samples ─► alpha of this one ─► gate ─► verdict and ledger entry, in one transaction
+
+Whoever gates twenty candidates on the same samples at 0.05 each promotes a worthless one in about one of three cases.
+So all decisions on the same samples share the policy's alpha: alpha/T each where T are planned, else 6·alpha/(π²·t²)
+for the t-th, and never more than is left. New samples begin anew. A decision is spent once: the same runs under the
+same policy give the same verdict again, at the level that they had.
+
+With `halves` a candidate is judged on one half of the samples as often as you like; only one that passes there is held
+against the other half, which spends, and of which no more is told than whether it agrees (Blum & Hardt 2015).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import replace
+
+from rlhf_bench.harness import sequential
+from rlhf_bench.harness.claims import RunData
+from rlhf_bench.harness.errors import LostRace
+from rlhf_bench.harness.gate import gate
+from rlhf_bench.harness.policy import Halves, Policy
+from rlhf_bench.harness.store import Store, StoredVerdict
+from rlhf_bench.harness.types import Record, Verdict
+
+LEAST = 1e-9
+"""Less alpha than this is none."""
+TRIES = 20
+
+
+def decide(
+    store: Store, policy: Policy, candidate: RunData, champion: RunData, anchor: RunData | None = None
+) -> StoredVerdict:
+    """The verdict on these runs, stored with its entry in the ledger; the stored one where they were judged before.
+
+    Raises UserError as `gate` does, LostRace where other processes keep deciding on the same samples.
+    """
+    items = items_of(policy, candidate)
+    for _ in range(TRIES):
+        before = store.decisions(items)
+        known = _known(store, policy, candidate, champion)
+        place, alpha = next_level(policy, [each.spent for each in before])
+        if known is not None:
+            place, alpha = known.verdict.decision, known.verdict.alpha
+        verdict, spends = judge(policy, candidate, champion, anchor, alpha=alpha)
+        leader = store.champion()
+        generation = leader.generation if leader and leader.checkpoint == champion.checkpoint else 0
+        if known and known.verdict.outcome == verdict.outcome and generation in (0, known.verdict.generation):
+            return known
+        spent = alpha if spends and known is None else 0.0
+        decided = replace(verdict, generation=generation, items=items, decision=place if spends else 0, spent=spent)
+        try:
+            return store.verdict(store.save_verdict(decided, expect_decisions=len(before)))
+        except LostRace:
+            continue
+    raise LostRace("other processes keep deciding on the same samples: gate again when they are done")
+
+
+def judge(
+    policy: Policy, candidate: RunData, champion: RunData, anchor: RunData | None, *, alpha: float
+) -> tuple[Verdict, bool]:
+    """The verdict at this level, and whether it spends it: with `halves` only what passes the first half does."""
+    levels, candidate, rivals = sequential.stopped(policy, candidate, (champion, anchor), alpha)
+    champion_, anchor_ = rivals
+    assert champion_ is not None
+    if policy.halves is None:
+        if alpha < LEAST:
+            return _nothing_left(gate(policy, candidate, champion_, anchor_, levels=levels)), False
+        return gate(policy, candidate, champion_, anchor_, alpha=alpha, levels=levels), True
+    first, second = (
+        [run and split(run, policy.halves, confirm) for run in (candidate, champion_, anchor_)]
+        for confirm in (False, True)
+    )
+    assert first[0] and first[1] and second[0] and second[1]
+    verdict = gate(policy, first[0], first[1], first[2])
+    if verdict.outcome != "promote":
+        return verdict, False
+    if alpha < LEAST:
+        return _nothing_left(verdict), False
+    confirmed = gate(policy, second[0], second[1], second[2], alpha=alpha).outcome == "promote"
+    said = f"the other half of the samples {'confirms' if confirmed else 'does not confirm'} it (at {alpha:.4g})"
+    outcome = verdict.outcome if confirmed else "inconclusive"
+    return replace(verdict, outcome=outcome, alpha=alpha, reasons=(*verdict.reasons, said)), True
+
+
+def next_level(policy: Policy, spent: list[float]) -> tuple[int, float]:
+    """(t, alpha of the t-th decision) after decisions that took these shares. 0 where nothing is left."""
+    taken = [share for share in spent if share > 0]
+    place = len(taken) + 1
+    if policy.ledger is None:
+        return place, policy.alpha
+    planned = policy.ledger.planned
+    share = policy.alpha / planned if planned else 6 * policy.alpha / (math.pi * place) ** 2
+    return place, max(0.0, min(share, policy.alpha - sum(taken)))
+
+
+def split(run: RunData, halves: Halves, confirm: bool) -> RunData:
+    """The samples of a run to iterate on, or those that confirm. Samples of one cluster stay together."""
+    return replace(
+        run,
+        records={
+            name: [record for record in records if _confirms(record, halves) == confirm]
+            for name, records in run.records.items()
+        },
+    )
+
+
+def _confirms(record: Record, halves: Halves) -> bool:
+    cluster = record.sample.tags.get("cluster")
+    what = f"{halves.salt}\n{record.benchmark}\n{cluster if cluster is not None else record.digest}"
+    return int(hashlib.sha256(what.encode()).hexdigest()[:12], 16) >= halves.share * 16**12
+
+
+def items_of(policy: Policy, run: RunData) -> dict[str, str]:
+    """The digest of the samples of each benchmark that the policy decides on."""
+    facts = run.benchmarks
+    return {name: str(facts[name].get("digest", "")) for name in policy.benchmarks if name in facts}
+
+
+def _known(store: Store, policy: Policy, candidate: RunData, champion: RunData) -> StoredVerdict | None:
+    """The verdict on these runs under this policy that spent; to grade what was missing makes no second decision."""
+    for stored in store.verdicts():
+        verdict = stored.verdict
+        same = verdict.runs.get("candidate") == candidate.run_id and verdict.runs.get("champion") == champion.run_id
+        if same and verdict.policy == policy.digest and verdict.spent:
+            return stored
+    return None
+
+
+def _nothing_left(verdict: Verdict) -> Verdict:
+    """What the numbers would say decides nothing once alpha is spent."""
+    why = (
+        "the alpha of this policy is spent on these samples: decide on fresh ones, or plan for more decisions from the "
+        "start (ledger: {planned: N})"
+    )
+    return replace(verdict, outcome="inconclusive", alpha=0.0, reasons=(why,))
