@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rlhf_bench.cli import options, show, tables, wiring
+from rlhf_bench.cli import files, options, show, tables, wiring
 from rlhf_bench.cli.run import print_run
 from rlhf_bench.harness.errors import UnknownName, UserError
 
@@ -111,19 +111,23 @@ def export(
 
 @app.command("import")
 def import_(
-    paths: Annotated[list[Path], typer.Argument(help="Results files of lm-eval, or the folders that hold one each.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="lm-eval's output folder, results_*.json or samples_*.jsonl; AlpacaEval's annotations (FILE or "
+            "FILE:MODEL)."
+        ),
+    ],
     name: Annotated[
         str | None, typer.Option(help="What the model is called here; tells apart two that lm-eval calls the same.")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Read what lm-eval wrote (with --log_samples) as a finished run, to compare and to gate."""
-    from rlhf_bench.suites.lm_eval_files import read
-
+    """Read what lm-eval (with --log_samples) or AlpacaEval wrote as a finished run, to compare and to gate."""
     if name is not None and len(paths) > 1:
         raise UserError(f"--name is one name and there are {len(paths)} paths: import them one by one")
     with wiring.open_store() as store:
-        reports = [read(path, store, name) for path in paths]
+        reports = [files.read(path, store, name) for path in paths]
         if json:
             show.as_json(reports)
             return
