@@ -278,6 +278,10 @@ def _difference(
 def _weigh(claim: Claim, paired: Sequence[_Paired], d: NDArray[np.float64], level: Level) -> Evidence:
     clustered = any(each.pairs.clusters for each in paired)
     if level.order:
+        if any(each.figure for each in paired):
+            raise UserError(
+                f"{claim.metric} of {claim.label} is no mean over samples, so no e-process bets on it: leave out --peek"
+            )
         places = [place(level.order, mine.sample) for each in paired for mine, _ in each.pairs.records]
         together = [where.split()[0] for where in places] if clustered else places
         sums, sizes = by_cluster(d, together)

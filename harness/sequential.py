@@ -111,7 +111,7 @@ class Stopping:
         """Whether the chance that this claim is still decided, if the trend goes on, is below the design's least."""
         names = list(self._needed_by([check]))
         asked, there = (sum(self.went[name][i] for name in names if name in self.went) for i in (1, 2))
-        if check.p is None or self.plan.futility <= 0 or not 0 < asked < there:
+        if check.p is None or self.plan.kind == "e_process" or not 0 < asked < there:
             return False
         final = min(self.plan.levels(self.went[name][2])[-1] for name in names)
         p = min(max(check.p, 1e-9), 1 - 1e-9)

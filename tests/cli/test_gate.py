@@ -1,3 +1,5 @@
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -6,6 +8,8 @@ from tests.cli.conftest import Call, Line, N, checkpoint, finished
 from rlhf_bench.cli import wiring
 from rlhf_bench.harness.store import Store
 from rlhf_bench.suites import BENCHMARKS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +34,12 @@ def test_every_check_and_reason_is_shown(call: Call, line: Line, policy: str) ->
 
 def test_the_verdict_is_stored_with_its_runs(call: Call, line: Line, policy: str, store: Store) -> None:
     found = call("gate", line.better.run_id, line.champion.run_id, "--policy", policy, "--json").json
-    assert found["verdict"]["outcome"] == "promote"
+    assert found["verdict"] == "promote"
+    assert {"benchmark", "role", "metric", "difference", "low", "high", "margin", "p", "outcome"} <= found["checks"][
+        0
+    ].keys()
+    assert found["alpha_spent"] == pytest.approx(0.05 * 6 / math.pi**2)
+    assert found["reasons"]
     stored = store.verdict(found["id"]).verdict
     assert (stored.candidate, stored.champion) == (line.better.checkpoint, line.champion.checkpoint)
     assert stored.runs["candidate"] == line.better.run_id
@@ -44,7 +53,7 @@ def test_deciding_does_not_move_the_champion(call: Call, line: Line, policy: str
 
 def test_guards_hold_against_the_first_champion_too(call: Call, line: Line, policy: str, store: Store) -> None:
     store.set_champion(line.alike.checkpoint, expect_generation=1, verdict_id=None, reason="second")
-    found = call("gate", "better", "champion", "--policy", policy, "--json").json["verdict"]
+    found = call("gate", "better", "champion", "--policy", policy, "--json").json
     assert {check["against"] for check in found["checks"]} == {"champion", "anchor"}
     assert found["runs"]["anchor"] == line.champion.run_id
 
@@ -57,7 +66,7 @@ def test_a_candidate_that_is_the_champion_is_refused(call: Call, line: Line, pol
 
 def test_of_a_models_runs_the_one_made_alike_is_taken(call: Call, line: Line, policy: str, store: Store) -> None:
     finished(store, "base", line.champion.checkpoint, [0.5] * N, [1.0] * N, judge="K")
-    found = call("gate", "better", "champion", "--policy", policy, "--json").json["verdict"]
+    found = call("gate", "better", "champion", "--policy", policy, "--json").json
     assert found["runs"]["champion"] == line.champion.run_id
 
 
@@ -120,3 +129,56 @@ def test_a_first_champion_without_a_run_is_named_as_it_must_be_typed(
     done = call("gate", "new", "old", "--policy", policy)
     assert done.code == 2
     assert "rlhf-bench run --model first --suite test" in done.one_line
+
+
+def test_a_policy_is_explained_in_words_without_any_run(call: Call, policy: str) -> None:
+    done = call("gate", "--explain", "--policy", policy)
+    assert done.code == 0
+    assert "win_rate of chat: higher" in done.out
+    assert "accuracy of maths: not lower by 10 points or more" in done.out
+    assert "with a chance of at most 5%" in done.out
+
+
+def test_the_published_schema_is_that_of_the_policies(call: Call) -> None:
+    shown = call("gate", "--schema").json
+    assert shown == json.loads((ROOT / "docs" / "policy.schema.json").read_text())
+    assert {"targets", "guards", "sentinels", "ledger", "halves"} <= shown["properties"].keys()
+
+
+def test_the_second_candidate_on_the_same_samples_has_less_alpha(call: Call, line: Line, policy: str) -> None:
+    first = call("gate", "better", "--policy", policy, "--json").json
+    second = call("gate", "worse", "--policy", policy, "--json").json
+    again = call("gate", "better", "--policy", policy, "--json").json
+    assert (first["decision"], second["decision"]) == (1, 2)
+    assert second["alpha"] == pytest.approx(first["alpha"] / 4)
+    assert again == first
+
+
+def test_targets_and_guards_can_be_typed_instead_of_a_policy(call: Call, line: Line) -> None:
+    done = call("gate", "better", "--target", "chat", "--guard", "maths=0.1", "--json")
+    assert (done.code, done.json["verdict"]) == (0, "promote")
+    percent = call("gate", "better", "--target", "chat", "--guard", "maths=10")
+    assert percent.code == 2
+    assert "did you mean 0.1" in percent.one_line
+
+
+def test_markdown_leads_with_the_decision(call: Call, line: Line, policy: str) -> None:
+    out = call("gate", "worse", "--policy", policy, "--markdown").out
+    assert out.startswith("**❌ reject**: candidate ")
+    assert "| guard | maths | accuracy | -0.500 |" in out
+    assert "\n- maths: lost 50.0 points" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ((), "name the candidate's run"),
+        (("better", "--json", "--markdown"), "one of --json, --markdown"),
+        (("better", "--policy", "demo", "--target", "chat"), "two ways to say the same"),
+        (("better", "base.json", "--target", "chat", "--guard", "maths=0.1"), "is no file, and the other is"),
+    ],
+)
+def test_a_question_that_is_none_is_one_line(call: Call, line: Line, args: tuple[str, ...], says: str) -> None:
+    done = call("gate", *args)
+    assert done.code == 2
+    assert says in done.one_line

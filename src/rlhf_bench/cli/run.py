@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhf_bench.cli import dry, options, show, tables, wiring
+from rlhf_bench.harness.errors import UserError
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.store import Store
@@ -100,6 +101,26 @@ def run(
     sample_seed: Annotated[
         int | None, typer.Option("--sample-seed", min=0, help="Another one gives other answers.", show_default="0")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Compare with this run afterwards: id, champion or a model's alias.", show_default="none"),
+    ] = None,
+    sequential: Annotated[
+        bool,
+        typer.Option("--sequential", help="Stop as soon as the gate against that run is decided, and save the rest."),
+    ] = False,
+    peek: Annotated[
+        bool,
+        typer.Option("--peek", help="With --sequential: look often and without end, by an e-process, not five times."),
+    ] = False,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="With --sequential: the gate's policy, packaged or a YAML file.",
+            show_default="the packaged one about these benchmarks",
+            autocompletion=options.policies,
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="auto: float32 on a CPU, bfloat16 on a GPU.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     json: options.Json = False,
@@ -108,6 +129,10 @@ def run(
 
     Finished samples are kept: a run that was stopped goes on with the same command, and nothing is answered twice.
     """
+    if (peek or policy is not None) and not sequential:
+        raise UserError("--peek and --policy say how --sequential stops: add it, or leave them out")
+    if sequential and against is None:
+        raise UserError("--sequential needs the run that the gate compares with: add --against champion")
     names = [given for given in (suite, tasks) if given is not None]
     asked = wiring.Asked(
         suite=",".join(names) if names else wiring.DEMO,
@@ -127,26 +152,37 @@ def run(
         device=device,
         concurrency=concurrency,
         budget=budget,
+        against=against,
+        policy=policy,
+        sequential=("e_process" if peek else "obrien_fleming") if sequential else None,
     )
     with wiring.open_store() as store:
         model = wiring.default_model(store) if model is None else wiring.lasting(model)
         if dry_run:
             planned = dry.planned(model, asked, store, show.bars())
             return show.as_json(planned) if json else tables.planned(planned)
+        if against is not None:
+            wiring.find_run(store, against)  # a name that is wrong is found before any long work
         report = wiring.measure(model, asked, store, show.bars())
         if json:
-            show.as_json(report)
-        else:
-            print_run(store, report)
+            return show.as_json(report)
+        print_run(store, report, against)
 
 
-def print_run(store: Store, report: Report) -> None:
+def print_run(store: Store, report: Report, against: str | None = None) -> None:
     """The table of a finished run, where its records lie, and what to type next."""
     from rlhf_bench.harness.store import default_store_url
 
     tables.report(report)
     tables.costs(report)
+    tables.stopped(report)
     show.say(f"run {report.run_id} in {show.redact(default_store_url())}")
+    if against is not None:
+        named = store.run(report.run_id).settings.get("policy")
+        rules = f" --policy {named}" if named else ""
+        command = "gate" if "sequential" in report.manifest else "compare"
+        names = (report.run_id, against) if command == "gate" else (against, report.run_id)
+        return show.say(f"next: rlhf-bench {command} {' '.join(names)}{rules}")
     earlier = [
         each.id
         for each in store.runs()
