@@ -129,8 +129,12 @@ def to_verdict(row: Row[Any]) -> StoredVerdict:
     return StoredVerdict(row.id, unpack(Verdict, row.value, f"verdict {row.id}"), row.created)
 
 
-def to_record(row: Row[Any]) -> Record:
-    """The record of a row of tables.records, with the sample's content as `content`."""
+def to_record(row: Row[Any], known: dict[str, Sample]) -> Record:
+    """The record of a row of tables.records, with the sample's content as `content`; `known` holds samples by key, and
+    gets this one."""
     what = f"sample '{row.sample_id}' of {row.benchmark} in run {row.run}"
     completions, score = unpack(tuple[tuple[Completion, ...], Score], row.value, what)
-    return Record(row.benchmark, row.digest, unpack(Sample, row.content, what), completions, score)
+    sample = known.get(row.sample)
+    if sample is None:
+        sample = known[row.sample] = unpack(Sample, row.content, what)
+    return Record(row.benchmark, row.digest, sample, completions, score)

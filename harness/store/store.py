@@ -32,7 +32,7 @@ from rlhf_bench.harness.store.rows import (
     to_run,
     unpack,
 )
-from rlhf_bench.harness.types import Checkpoint, Completion, Record, Report, Score, Verdict
+from rlhf_bench.harness.types import Checkpoint, Completion, Record, Report, Sample, Score, Verdict
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -143,8 +143,10 @@ class Store:
             connection.execute(statement)
 
     def finish_run(self, run_id: str, report: Report) -> None:
-        """Mark a run complete, with what it found. Raises UnknownName where it was never started."""
-        values = {"status": "complete", "finished": now(), "report": pack(report)}
+        """Mark a run complete, with what it found; finished again it keeps its date. Raises UnknownName where it was
+        never started."""
+        finished = func.coalesce(tables.runs.c.finished, now())
+        values = {"status": "complete", "finished": finished, "report": pack(report)}
         with transaction(self._engine, write=True) as connection:
             changed = connection.execute(update(tables.runs).where(tables.runs.c.id == run_id).values(**values))
         if changed.rowcount != 1:
@@ -222,8 +224,13 @@ class Store:
             first = 0 if last is None else last + 1
             connection.execute(upsert, [row | {"position": first + i} for i, row in enumerate(rows)])
 
-    def records(self, run_id: str, benchmark: str | None = None) -> list[Record]:
-        """The records of a run in their order; `run_id` as in run(). Raises CorruptRow naming run and sample."""
+    def records(
+        self, run_id: str, benchmark: str | None = None, known: dict[str, Sample] | None = None
+    ) -> list[Record]:
+        """The records of a run in their order; `run_id` as in run(). Raises CorruptRow naming run and sample.
+
+        Runs share their samples: given the same `known`, those of one run are not read again for the next.
+        """
         run_id = self.run(run_id).id
         t, s = tables.records, tables.samples
         query = (
@@ -236,7 +243,8 @@ class Store:
             query = query.where(t.c.benchmark == benchmark)
         with transaction(self._engine) as connection:
             rows = connection.execute(query).all()
-        return [to_record(row) for row in rows]
+        known = {} if known is None else known
+        return [to_record(row, known) for row in rows]
 
     # Checkpoints
 

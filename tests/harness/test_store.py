@@ -224,6 +224,8 @@ def test_a_run_and_its_report_come_back_as_they_were(store: Store) -> None:
     finished = store.run("a1b2")
     assert (finished.status, finished.report) == ("complete", REPORT)
     assert finished.finished is not None
+    store.finish_run("a1b2c3d4e5", REPORT)
+    assert store.run("a1b2").finished == finished.finished
     assert store.report("a1b2") == REPORT
 
 
@@ -276,6 +278,16 @@ def test_two_runs_hold_different_answers_to_one_stored_sample(store: Store) -> N
         store.save_records(name, [record(5, value=value)])
     assert store.records("one") == [record(5, value=1.0)]
     assert store.records("two") == [record(5, value=0.0)]
+
+
+def test_runs_that_are_read_with_the_same_known_samples_share_them(store: Store) -> None:
+    for name, numbers in (("one", (5, 6)), ("two", (6, 7))):
+        store.start_run(run(name))
+        store.save_records(name, [record(number) for number in numbers])
+    known: dict[str, Sample] = {}
+    one, two = (store.records(name, known=known) for name in ("one", "two"))
+    assert (one, two) == (store.records("one"), store.records("two"))
+    assert one[1].sample is two[0].sample and len(known) == 3
 
 
 # Checkpoints
