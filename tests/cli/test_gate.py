@@ -98,8 +98,9 @@ def test_without_a_policy_about_these_benchmarks_one_must_be_named(call: Call, l
 def test_a_packaged_policy_names_benchmarks_and_metrics_that_exist(name: str) -> None:
     found = wiring.policy(name)
     assert found.name == name
-    for rule in (*found.targets, *found.guards):
-        assert BENCHMARKS[rule.benchmark].metric == rule.metric
+    for part in found.parts:
+        assert BENCHMARKS[part.benchmark].metric == part.metric
+    assert all(sentinel.benchmark in found.benchmarks for sentinel in found.sentinels)
 
 
 def test_the_candidate_itself_is_no_anchor(call: Call, line: Line, policy: str, store: Store) -> None:
