@@ -313,5 +313,5 @@ _HINTS: Mapping[Signal, str] = {
     "refused": _FAILED,
     "distinct": _FAILED,
     "kl": "`rlhf-bench runs signals RUN --reference MODEL` measures it",
-    "reward_gap": "`rlhf-bench runs signals RUN --reward MODEL` measures it",
+    "reward_gap": "`rlhf-bench runs signals RUN --reward MODEL` measures it where answers are judged",
 }

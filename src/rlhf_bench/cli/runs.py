@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rlhf_bench.cli import files, options, show, tables, wiring
+from rlhf_bench.cli import files, options, show, signals, tables, wiring
 from rlhf_bench.cli.run import print_run
 from rlhf_bench.harness.errors import UnknownName, UserError
 
@@ -157,3 +157,6 @@ def _asked(prompt: Prompt) -> str:
 
 def _indented(text: str) -> str:
     return textwrap.indent(text.strip(), " " * 11).strip()
+
+
+app.command("signals")(signals.signals)
