@@ -71,3 +71,47 @@ def test_an_empty_model_is_not_taken_for_the_default(call: Call, store: Store) -
     assert done.code == 2
     assert "empty" in done.one_line
     assert not store.runs()
+
+
+STOP = """
+name: stop
+ledger: none
+targets: [{benchmark: demo-arithmetic, metric: exact_match}]
+guards: [{benchmark: demo-four-way, metric: acc_norm, margin: 0.1}]
+"""
+
+
+def test_a_run_stops_once_the_gate_against_the_champion_is_decided(call: Call, home: Path) -> None:
+    (home / "stop.yaml").write_text(STOP)
+    suite = ("--suite", "demo-arithmetic,demo-four-way")
+    old = call("run", *suite, "--model", "scripted:empty", "--json").json["run_id"]
+    done = call("run", *suite, "-m", "scripted:oracle", "--against", old, "--sequential", "--policy", "stop.yaml")
+    assert done.code == 0
+    assert "ended after" in done.out and "were never asked or judged" in done.out
+    found = call("runs", "show", "latest", "--json").json["report"]["manifest"]["sequential"]
+    assert found["against"] == old
+    assert any(asked < there for asked, there in found["asked"].values())
+    (command,) = [line for line in done.out.splitlines() if line.startswith("next: ")]
+    gated = call(*command.removeprefix("next: rlhf-bench ").split())
+    assert gated.code == 0
+    assert "PROMOTE" in gated.out
+
+
+def test_a_run_that_is_compared_afterwards_says_how(call: Call) -> None:
+    old = call("run", "-s", "demo-arithmetic", "--model", "scripted:empty", "--json").json["run_id"]
+    done = call("run", "-s", "demo-arithmetic", "--model", "scripted:oracle", "--against", old)
+    assert f"next: rlhf-bench compare {old} " in done.out
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--sequential",), "add --against champion"),
+        (("--peek", "--against", "latest"), "say how --sequential stops"),
+        (("--against", "nobody"), "no run named 'nobody'"),
+    ],
+)
+def test_a_run_that_cannot_stop_is_refused_before_any_work(call: Call, args: tuple[str, ...], says: str) -> None:
+    done = call("run", "-s", "demo-arithmetic", "--model", "scripted:empty", *args)
+    assert done.code == 2
+    assert says in done.one_line
