@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import TypeAlias
 
 from rlhf_bench.harness.codec import digest
-from rlhf_bench.harness.errors import ChangedCheckpoint, MissingData, UserError
+from rlhf_bench.harness.errors import ChangedCheckpoint, Fault, MissingData, UserError
 from rlhf_bench.harness.types import Checkpoint
 
 DECISIVE = (
@@ -26,6 +27,7 @@ DECISIVE = (
     "adapter_config.json",
 )
 """Files that decide the answers, relative to the folder. A README, a log or an optimizer state does not."""
+Stamps: TypeAlias = tuple[tuple[str, int, int, int, int, int], ...]
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -36,12 +38,33 @@ def checkpoint_digest(path: Path) -> str:
     """
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is no checkpoint: it has no config.json. Give a folder saved by transformers.")
-    files = {file for pattern in DECISIVE for file in path.glob(pattern) if file.is_file()}
+    files = _decisive(path)
     if not any(file.suffix == ".safetensors" for file in files):
         pickled = any(file for pattern in PICKLED for file in path.glob(pattern))
         found = "only pickled weights, which can run code and are refused" if pickled else "no weights"
         raise UserError(f"{path} has {found}. Save it as safetensors: model.save_pretrained(folder).")
     return digest(sorted((file.relative_to(path).as_posix(), file_digest(file)) for file in files))
+
+
+def stamps(path: Path) -> Stamps:
+    """What changes when a file that the digest covers is written to, replaced, added or removed.
+
+    Of each its relative name, device, inode, size, and the times (ns) of its content and of itself. A second write in
+    one tick of the file system's clock is not seen. Raises Fault where they cannot be read.
+    """
+    found = []
+    try:
+        for file in sorted(_decisive(path)):
+            s = file.stat()
+            name = file.relative_to(path).as_posix()
+            found.append((name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
+    except OSError as error:
+        raise Fault(f"cannot read {path}: {error.strerror}") from error
+    return tuple(found)
+
+
+def _decisive(path: Path) -> set[Path]:
+    return {file for pattern in DECISIVE for file in path.glob(pattern) if file.is_file()}
 
 
 def file_digest(path: Path) -> str:
@@ -51,13 +74,16 @@ def file_digest(path: Path) -> str:
 
 
 def verify(checkpoint: Checkpoint) -> None:
-    """Checks that the files are the ones that were registered. Raises MissingData or ChangedCheckpoint."""
+    """Checks that the files are the ones that were registered. Raises MissingData, ChangedCheckpoint or Fault."""
     path = Path(checkpoint.path)
     if not path.is_dir():
         raise MissingData(
             f"checkpoint {checkpoint.digest[:10]} was at {path}, which is gone. Put it back, or train it again."
         )
-    found = checkpoint_digest(path)
+    try:
+        found = checkpoint_digest(path)
+    except OSError as error:
+        raise Fault(f"cannot read {path}: {error.strerror}") from error
     if found != checkpoint.digest:
         raise ChangedCheckpoint(
             f"{path} was registered as {checkpoint.digest[:10]} and is now {found[:10]}."
