@@ -151,7 +151,10 @@ def _request(name: str, index: int, arguments: Sequence[Any], seed: Any) -> Requ
         raise ValueError("arguments that are neither a prompt and a choice nor a prompt and generation settings")
     if isinstance(rest, str):
         return Request(name, prompt, continuation=rest, index=index)
-    return Request(name, prompt, sampling(rest, index + (seed if isinstance(seed, int) else 0)), index=index)
+    asked = sampling(rest, index + (seed if isinstance(seed, int) else 0))
+    if not all(isinstance(each, str) for each in asked.stop):
+        raise ValueError("generation settings that stop at what is no text")
+    return Request(name, prompt, asked, index=index)
 
 
 def _completion(name: str, index: int, continuation: str | None, response: Any) -> Completion:

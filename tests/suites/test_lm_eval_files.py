@@ -387,6 +387,14 @@ def test_a_spoiled_samples_file_alone_is_one_line(
     assert store.runs() == []
 
 
+@pytest.mark.parametrize("until", [[1], 5, [None], [["a"]]])
+def test_a_stop_that_is_no_text_is_one_line(copy: Path, store: Store, until: Any) -> None:
+    change(copy, "words", set_first(arguments={"gen_args_0": {"arg_0": "Q", "arg_1": {"until": until}}}))
+    with pytest.raises(UserError, match=r"samples_words_.*, line 1: "):
+        read(copy, store)
+    assert store.runs() == []
+
+
 def test_a_samples_file_whose_name_says_no_task_is_one_line(copy: Path, tmp_path: Path, store: Store) -> None:
     file = lone(copy, "words", tmp_path / "alone")
     with pytest.raises(UserError, match=r"samples_TASK_TIME\.jsonl"):
