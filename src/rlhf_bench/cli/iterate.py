@@ -75,14 +75,18 @@ def _require_asked(policy: Policy, suite: Suite) -> None:
 
 def _print_iteration(done: Iteration, plan: LoopConfig, store: Store) -> None:
     """What one iteration trained on, how the candidate compares, and the verdict."""
+    from rlhf_bench.cli.compared import Choice, Source, compared
+    from rlhf_bench.cli.side_by_side import print_compared
+
     dropped = ", ".join(f"{count} {reason}" for reason, count in done.dropped.items())
     show.say("")
     show.say(
         f"iteration {done.number} of {plan.iterations}: trained on {done.pairs} pairs"
         + (f" ({dropped})" if dropped else "")
     )
-    found = wiring.compared(store, done.candidate_report.run_id, done.champion_report.run_id)
-    tables.comparison(f"candidate {done.candidate_report.model} against champion {done.champion_report.model}", found)
+    new, old = (Source(store, store.run(each.run_id)) for each in (done.candidate_report, done.champion_report))
+    found = compared(old, [new], Choice())
+    print_compared(found, f"candidate {new.run.model} against champion {old.run.model}")
     tables.verdict(done.verdict, done.verdict_id)
 
 

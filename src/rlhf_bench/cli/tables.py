@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rlhf_bench.cli import show, wiring
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.dry import Planned
-    from rlhf_bench.harness.types import Check, Comparison, Estimate, Report, Verdict
+    from rlhf_bench.harness.types import Check, Estimate, Report, Verdict
 
 
 def short(digest: str | None) -> str:
@@ -104,57 +104,6 @@ def strata(benchmark: str, parts: Sequence[tuple[str, Estimate]]) -> None:
     columns = ("stratum", "score", "95% interval", "graded", "ungraded")
     title = f"{benchmark} by stratum ({parts[0][1].metric})"
     show.table(title, columns, rows, right=("score", "graded", "ungraded"), whole=("95% interval",))
-
-
-def comparison(title: str, comparisons: Sequence[Comparison]) -> None:
-    """One candidate against the base, benchmark by benchmark, each difference drawn on one axis."""
-    reach = max((max(abs(each.low), abs(each.high)) for each in comparisons), default=0.0)
-    axis = f"−{reach:.2f} … +{reach:.2f}"
-    rows = [
-        (
-            each.benchmark,
-            show.number(each.champion),
-            show.number(each.candidate),
-            show.number(each.difference, signed=True),
-            show.interval(each.low, each.high, signed=True),
-            show.whisker(each.low, each.difference, each.high, reach, cells=15),
-            show.chance(each.p),
-            f"+{each.gained} −{each.lost}",
-            each.ungraded,
-        )
-        for each in comparisons
-    ]
-    columns = ("benchmark", "base", "new", "diff.", "95% interval", axis, "p", "flips", "ungr.")
-    show.table(
-        title, columns, rows, right=("base", "new", "diff.", "p", "flips", "ungr."), whole=("95% interval", axis)
-    )
-    for each in comparisons:
-        _say_unpaired(each)
-
-
-def iterations(title: str, names: Sequence[str], comparisons: Mapping[str, Sequence[Comparison]]) -> None:
-    """Several candidates against one base: a column for each, a row for each benchmark."""
-    rows = []
-    for benchmark, row in comparisons.items():
-        cells = [
-            f"{show.number(each.difference, signed=True)} {show.interval(each.low, each.high, signed=True)}\n"
-            f"p {show.chance(each.p)} +{each.gained} −{each.lost} ungr. {each.ungraded}"
-            for each in row
-        ]
-        rows.append((benchmark, show.number(row[0].champion), *cells))
-    show.table(title, ("benchmark", "base", *names), rows, right=("base",))
-    for row in comparisons.values():
-        for name, each in zip(names, row, strict=True):
-            _say_unpaired(each, f" ({' '.join(name.split())})")
-
-
-def _say_unpaired(found: Comparison, where: str = "") -> None:
-    """Samples that only one run has take no part in what the table shows, so they are not left out in silence."""
-    if found.unpaired:
-        show.say(
-            f"note: {found.benchmark}{where}: only {found.paired + found.ungraded} samples are in both runs; "
-            f"{len(found.unpaired)} are in one and left out, and the gate refuses such runs"
-        )
 
 
 def verdict(found: Verdict, number: int | None = None) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rlhf_bench.harness.progress import Track
     from rlhf_bench.harness.sequential import Stopping
     from rlhf_bench.harness.store import Run, Store
-    from rlhf_bench.harness.types import Checkpoint, Comparison, Estimate, EvalProtocol, Report, Sample, Suite
+    from rlhf_bench.harness.types import Checkpoint, Estimate, EvalProtocol, Report, Sample, Suite
 
 DEMO = "demo"
 DEMO_JUDGE = "demo-reward"
@@ -347,34 +347,6 @@ def run_data(store: Store, run_id: str) -> RunData:
     from rlhf_bench.harness.claims import RunData
 
     return RunData.load(store, run_id, suites.figures(store.run(run_id).manifest.get("benchmarks", ())))
-
-
-def compared(store: Store, candidate: str, base: str, benchmark: str | None = None) -> list[Comparison]:
-    """Two runs, benchmark by benchmark in each one's own metric; `benchmark` picks one.
-
-    Raises UserError where they were not asked and judged alike, or have no benchmark in common.
-    """
-    from rlhf_bench.harness.compare import compare
-    from rlhf_bench.harness.gate import RunData, require_comparable
-
-    new, old = RunData.load(store, candidate), RunData.load(store, base)
-    names = [name for name in old.benchmarks if name in new.benchmarks]
-    if benchmark is not None and benchmark not in names:
-        raise UnknownName("benchmark in both runs", benchmark, names)
-    if not names:
-        raise UserError(f"runs {base} and {candidate} have no benchmark in common")
-    names = [benchmark] if benchmark else names
-    require_comparable(new, old, names)
-    return [
-        compare(
-            new.records.get(name, ()),
-            old.records.get(name, ()),
-            benchmark=name,
-            metric=old.benchmarks[name]["metric"],
-            kind=old.benchmarks[name]["kind"],
-        )
-        for name in names
-    ]
 
 
 def find_checkpoint(store: Store, name: str) -> Checkpoint:
