@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhf_bench.cli import options, show, tables, wiring
-from rlhf_bench.harness.errors import UnknownName
+from rlhf_bench.harness.errors import UnknownName, UserError
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.store import Store
+    from rlhf_bench.harness.types import Sample
+    from rlhf_bench.leaderboards.ladder import Climb
     from rlhf_bench.leaderboards.published import Published
     from rlhf_bench.leaderboards.ranking import Row
+
+
+EMPTY = "no finished run in this store: `rlhf-bench run` adds one"
 
 
 def leaderboard(
@@ -24,17 +29,28 @@ def leaderboard(
         list[str] | None,
         typer.Option("--with", help="published (the paper's Tables 2 and 3), table-2, table-3, table-4 or v2."),
     ] = None,
+    ladder: Annotated[
+        bool,
+        typer.Option(
+            "--ladder", help="The published best, run by run: it moves only for a gain of more than a standard error."
+        ),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Rank the checkpoints of this store. Checkpoints whose intervals overlap share a rank.
 
     Rows under other conditions (judge, shots, samples, …) and published rows stand below, unranked, and say why.
+    With --ladder no run's own score is told, so that many iterations that climb by it do not fit the samples.
     """
     from rlhf_bench.leaderboards.published import published
     from rlhf_bench.leaderboards.ranking import board
 
+    if ladder and beside:
+        raise UserError("--ladder is about the runs of this store: leave out --with")
     names = _table_names(beside or [])
     with wiring.open_store() as store:
+        if ladder:
+            return _ladders(store, benchmark, json)
         measured = _measured(store)
     printed = [row for name in names for row in published(name).rows]
     benchmarks = list(dict.fromkeys(row.benchmark for row in measured))
@@ -55,10 +71,64 @@ def leaderboard(
     for name, rows in boards.items():
         _print_board(name, rows)
     if not boards:
-        show.say("no finished run in this store: `rlhf-bench run` adds one")
+        show.say(EMPTY)
     if benchmark is None:
         for name in names:
             _print_published(published(name))
+
+
+def _ladders(store: Store, benchmark: str | None, json: bool) -> None:
+    """The Ladder of one benchmark, or of each that was run, over the runs that compare."""
+    from rlhf_bench.leaderboards.ladder import candidates, climb
+    from rlhf_bench.leaderboards.ranking import board
+
+    measured = _measured(store)
+    benchmarks = list(dict.fromkeys(row.benchmark for row in measured))
+    if benchmark is not None:
+        if benchmark not in benchmarks:
+            raise UnknownName(
+                "benchmark in this store", benchmark, benchmarks, f"`rlhf-bench run -s {benchmark}` adds it."
+            )
+        benchmarks = [benchmark]
+    names, found, others = _names(store), [], {}
+    for name in benchmarks:
+        wanted = board([row for row in measured if row.benchmark == name])[0].conditions
+        runs = candidates(store.runs(), name, wanted)
+        known: dict[str, Sample] = {}
+        submitted = ((run, names.get(run.checkpoint, run.model), store.records(run.id, name, known)) for run in runs)
+        found.append(climb(name, submitted, wanted))
+        others[name] = len(
+            [run for run in store.runs() if run.report and name in run.manifest.get("benchmarks", {})]
+        ) - len(runs)
+    if json:
+        show.as_json({"ladders": found, "under_other_conditions": others})
+        return
+    for each in found:
+        _print_ladder(each, others[each.benchmark])
+    if not found:
+        show.say(EMPTY)
+
+
+def _print_ladder(found: Climb, others: int) -> None:
+    columns = ("step", "finished", "model", "run", "published best", "reached at step")
+    rows = [
+        (
+            rung.step,
+            rung.finished[:16].replace("T", " "),
+            rung.model,
+            rung.run,
+            f"{show.number(rung.published)} {'▲' if rung.moved else ' '}",
+            "–" if rung.moved_at is None else rung.moved_at,
+        )
+        for rung in found.rungs
+    ]
+    title = f"{found.benchmark} ({found.metric}): the Ladder over {found.samples} samples"
+    show.table(title, columns, rows, right=("step", "published best", "reached at step"), whole=("finished", "run"))
+    show.say("▲ moved: better than the published best by more than a standard error of the difference; of the others")
+    show.say("nothing is told, so that iterations cannot climb by it (Blum & Hardt 2015). `gate` is what tests.")
+    show.say("runs with " + ", ".join(f"{key} {value}" for key, value in found.conditions.items()))
+    if others:
+        show.say(f"note: {others} finished under other conditions, so they are not on it")
 
 
 def _print_board(name: str, rows: tuple[Row, ...]) -> None:
@@ -120,7 +190,7 @@ def _measured(store: Store) -> list[Row]:
     """A row for each benchmark of each finished run, in the benchmark's own metric; of equal runs the last."""
     from rlhf_bench.leaderboards.measured import rows
 
-    names = {each.digest: (aliases or (tables.short(each.digest),))[0] for each, aliases in store.checkpoints()}
+    names = _names(store)
     found: dict[tuple[object, ...], Row] = {}
     for run in store.runs():
         if run.report is None:
@@ -131,3 +201,8 @@ def _measured(store: Store) -> list[Row]:
         for row in rows(run.report, names.get(run.checkpoint, run.model), chain):
             found.setdefault((row.checkpoint, row.benchmark, *row.conditions.items()), row)
     return list(found.values())
+
+
+def _names(store: Store) -> dict[str, str]:
+    """What each registered checkpoint is called."""
+    return {each.digest: (aliases or (tables.short(each.digest),))[0] for each, aliases in store.checkpoints()}
