@@ -280,6 +280,6 @@ def _estimate(benchmark: str, metric: str, records: Sequence[Record], found: _Fo
     mean, low, high, se, method = mean_interval(
         *by_cluster(values, clusters), level=LEVEL, lowest=lowest, highest=highest
     )
-    if metric == KL and not se:  # without spread an unbounded figure has no interval
-        low = high = None
+    if metric == KL and not se:  # bounds without spread are those of the scale, and a KL has none
+        low, high, method = None, None, f"no interval: {len(graded)} items without spread"
     return replace(empty, mean=mean, low=low, high=high, se=se, level=LEVEL, method=method)
