@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -124,9 +125,11 @@ def _print_ladder(found: Climb, others: int) -> None:
     ]
     title = f"{found.benchmark} ({found.metric}): the Ladder over {found.samples} samples"
     show.table(title, columns, rows, right=("step", "published best", "reached at step"), whole=("finished", "run"))
-    show.say("▲ moved: better than the published best by more than a standard error of the difference; of the others")
+    show.say("▲ moved: beats the published best by more than a standard error of the difference; of the rest")
     show.say("nothing is told, so that iterations cannot climb by it (Blum & Hardt 2015). `gate` is what tests.")
-    show.say("runs with " + ", ".join(f"{key} {value}" for key, value in found.conditions.items()))
+    shared = ", ".join(f"{key} {value}" for key, value in found.conditions.items())
+    for line in textwrap.wrap(f"all with {shared}", show.PLAIN_WIDTH):
+        show.say(line)
     if others:
         show.say(f"note: {others} finished under other conditions, so they are not on it")
 
