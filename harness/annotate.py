@@ -20,7 +20,6 @@ twice. `evaluate` writes a run's records anew: annotate after it.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from textwrap import shorten
 from typing import Any, TypeAlias
 
 import numpy as np
+from scipy import special
 
 from rlhf_bench.harness.codec import digest, plain
 from rlhf_bench.harness.engines import Engine
@@ -36,7 +36,8 @@ from rlhf_bench.harness.errors import Fault, UserError
 from rlhf_bench.harness.judges import Judge
 from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.signals import KL, REWARD_WIN, answers, whole
-from rlhf_bench.harness.stats.intervals import by_cluster, mean_interval
+from rlhf_bench.harness.stats import Interval, estimate
+from rlhf_bench.harness.stats.intervals import by_cluster, mean_se
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import (
     Battle,
@@ -274,12 +275,20 @@ def _estimate(benchmark: str, metric: str, records: Sequence[Record], found: _Fo
     empty = Estimate(benchmark, metric, None, None, None, None, len(graded), len(without), why=why)
     if len(without) > MAX_MISSING * len(records):
         return empty
-    values = np.array([record.score.also[metric] for record in graded])
+    values = [record.score.also[metric] for record in graded]
     clusters = [record.sample.tags.get("cluster", record.sample.id) for record in graded]
-    lowest, highest = (0.0, 1.0) if metric == REWARD_WIN else (-math.inf, math.inf)
-    mean, low, high, se, method = mean_interval(
-        *by_cluster(values, clusters), level=LEVEL, lowest=lowest, highest=highest
-    )
-    if metric == KL and not se:  # bounds without spread are those of the scale, and a KL has none
-        low, high, method = None, None, f"no interval: {len(graded)} items without spread"
+    if metric == REWARD_WIN:
+        mean, low, high, se, method = estimate(values, kind="continuous", clusters=clusters, level=LEVEL)
+    else:
+        mean, low, high, se, method = _unbounded(values, clusters)
     return replace(empty, mean=mean, low=low, high=high, se=se, level=LEVEL, method=method)
+
+
+def _unbounded(values: Sequence[float], clusters: Sequence[str]) -> Interval:
+    """The mean ± t · SE of a figure that lies on no scale; without spread no interval, as nothing bounds the next."""
+    sums, sizes = by_cluster(np.asarray(values, dtype=np.float64), clusters)
+    mean, se = mean_se(sums, sizes)
+    if se == 0.0:
+        return Interval(mean, None, None, None, f"no interval: {sums.size} items without spread")
+    half = float(special.stdtrit(sums.size - 1, (1 + LEVEL) / 2)) * se
+    return Interval(mean, mean - half, mean + half, se, f"t, {sums.size} items")
