@@ -1,6 +1,8 @@
+import json
 from pathlib import Path
 
-from tests.cli.conftest import Call, Line
+import pytest
+from tests.cli.conftest import POLICY, Call, Line
 
 from rlhf_bench.harness.store import Store
 
@@ -45,12 +47,68 @@ def test_changed_weights_are_not_promoted(call: Call, line: Line, policy: str, s
     assert champion_of(store) == (line.champion.checkpoint, 1)
 
 
+def test_a_verdict_from_before_a_rollback_is_refused(call: Call, line: Line, policy: str, store: Store) -> None:
+    call("gate", "better", "--policy", policy)
+    call("promote", "worse", "--force", "--reason", "to see")
+    assert call("rollback", "base", "--reason", "it was worse").code == 0
+    done = call("promote", "better")
+    assert done.code == 2 and "in its generation 1, and the champion's is now 3" in done.one_line
+    call("gate", "better", "--policy", policy)
+    assert call("promote", "better").code == 0
+    assert champion_of(store) == (line.better.checkpoint, 4)
+
+
+def test_only_a_verdict_of_the_policy_that_is_named_will_do(
+    call: Call, line: Line, policy: str, store: Store, home: Path
+) -> None:
+    (home / "strict.yaml").write_text(POLICY.replace("margin: 0.1", "margin: 0.05"))
+    call("gate", "better", "--policy", policy)
+    done = call("promote", "better", "--policy", "strict.yaml")
+    assert done.code == 2 and "gate the candidate by that policy" in done.one_line
+    assert call("promote", "better", "--policy", policy).code == 0
+    assert champion_of(store) == (line.better.checkpoint, 2)
+
+
+@pytest.mark.parametrize("other", [["better", "--force", "--reason", "x"], ["--first", "better"]])
+def test_a_policy_and_no_verdict_is_a_contradiction(call: Call, line: Line, policy: str, other: list[str]) -> None:
+    done = call("promote", *other, "--policy", policy)
+    assert done.code == 2 and "do without one" in done.one_line
+
+
+def test_samples_that_changed_since_the_gate_void_the_verdict(
+    call: Call, line: Line, policy: str, store: Store
+) -> None:
+    call("gate", "better", "--policy", policy)
+    run = store.run(line.better.run_id)
+    facts = {**run.manifest["benchmarks"], "chat": {**run.manifest["benchmarks"]["chat"], "digest": "other"}}
+    store.start_run(type(run)(run.id, run.model, run.checkpoint, run.suite, run.protocol, run.judge, run.key,
+                              {**run.manifest, "benchmarks": facts}))  # fmt: skip
+    done = call("promote", "better")
+    assert done.code == 2 and "now has other samples of 'chat'" in done.one_line
+    assert champion_of(store) == (line.champion.checkpoint, 1)
+
+
+def test_the_pointer_file_says_who_is_champion(call: Call, line: Line, policy: str, home: Path) -> None:
+    pointer = home / "home" / "champion.json"
+    call("gate", "better", "--policy", policy)
+    call("promote", "better")
+    said = json.loads(pointer.read_text())
+    assert (said["checkpoint"], said["generation"], said["verdict"]) == (line.better.checkpoint, 2, 1)
+    for command in (["history"], ["models"], ["models", "show", "champion"], ["doctor"], ["promote", "better"]):
+        pointer.write_text("{}")
+        assert call(*command).code == 0
+        assert json.loads(pointer.read_text()) == said, command
+
+
 def test_force_needs_a_reason_and_is_marked(call: Call, line: Line, store: Store) -> None:
     assert call("promote", "worse", "--force").code == 2
     found = call("promote", "worse", "--force", "--reason", "a rollback", "--json").json
     assert found["reason"] == "forced: a rollback"
     assert found["verdict_id"] is None
+    assert found["how"] == "forced"
     assert champion_of(store) == (line.worse.checkpoint, 2)
+    assert "worse ★ champion (forced)" in call("models").out
+    assert "worse ★ champion (forced)" in call("models", "show", "worse").out
 
 
 def test_a_first_champion_is_set_only_where_there_is_none(call: Call, line: Line) -> None:

@@ -15,6 +15,7 @@ from rlhf_bench.cli import (
     compare,
     doctor,
     gate,
+    history,
     iterate,
     judge,
     models,
@@ -43,6 +44,8 @@ app.add_typer(judge.app, name="judge")
 app.command("compare")(compare.compare)
 app.command("gate")(gate.gate)
 app.command("promote")(promote.promote)
+app.command("rollback")(history.rollback)
+app.command("history")(history.history)
 app.command("iterate")(iterate.iterate)
 app.add_typer(train.app, name="train")
 app.add_typer(suites.app, name="suites")

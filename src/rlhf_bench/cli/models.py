@@ -12,6 +12,7 @@ from rlhf_bench.cli import options, show, tables, wiring
 from rlhf_bench.harness.errors import UserError
 
 if TYPE_CHECKING:
+    from rlhf_bench.harness.store import Champion, How
     from rlhf_bench.harness.types import Checkpoint
 
 app = typer.Typer(help="List, fetch, register, verify and show checkpoints.")
@@ -36,7 +37,7 @@ def listing(json: options.Json = False) -> None:
         show.as_json([_described(each, names, leader) for each, names in known])
         return
     rows = [
-        (called(names, each.digest == leader), tables.short(each.digest), tables.short(each.parent), made_by(each))
+        (called(names, _how(each, champion)), tables.short(each.digest), tables.short(each.parent), made_by(each))
         for each, names in known
     ]
     show.table("models", ("model", "digest", "parent", "made by"), rows)
@@ -111,14 +112,20 @@ def show_model(name: ModelName, json: options.Json = False) -> None:
     if json:
         show.as_json([_described(each, names.get(each.digest, ()), leader) for each in chain])
         return
-    rows = [(called(names.get(c.digest, ()), c.digest == leader), c.digest, c.parent, made_by(c)) for c in chain]
+    rows = [(called(names.get(c.digest, ()), _how(c, champion)), c.digest, c.parent, made_by(c)) for c in chain]
     tables.lineage(rows)
     show.say(f"{chain[0].digest} in {chain[0].path}")
 
 
-def called(names: Sequence[str], champion: bool) -> str:
-    """The aliases of a checkpoint, and whether it is champion."""
-    return (", ".join(names) or "–") + (" ★ champion" if champion else "")
+def called(names: Sequence[str], how: How | None) -> str:
+    """The aliases of a checkpoint, and where it is champion a star, which tells of force and of a rollback."""
+    star = {None: "", "forced": " ★ champion (forced)", "rollback": " ★ champion (rollback)"}.get(how, " ★ champion")
+    return (", ".join(names) or "–") + star
+
+
+def _how(checkpoint: Checkpoint, champion: Champion | None) -> How | None:
+    """How this checkpoint became the present champion; None where it is not."""
+    return champion.how if champion and champion.checkpoint == checkpoint.digest else None
 
 
 def made_by(checkpoint: Checkpoint) -> str:
