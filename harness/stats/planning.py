@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
+from rlhf_bench.harness.stats.intervals import Floats
+from rlhf_bench.harness.stats.paired import tango_z
 from rlhf_bench.harness.types import Kind
+
+Counts: TypeAlias = NDArray[np.int64]
 
 _SURE = 30.0
 """Standard errors beyond which a chance is 0 or 1, and scipy's noncentral t no longer exact."""
+_FEW = 50.0
+"""With fewer changed pairs expected, the chance of a binary claim is by enumeration."""
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
@@ -88,13 +97,15 @@ def chance_to_show(difference: float, threshold: float, n: float, sd: float, alp
     """The power of the gate's test: how likely n pairs with this true `difference` show it to be above `threshold`.
 
     `sd` is that of one pair's difference: for binary pairs √q, q the share of pairs that change either way. Binary is
-    Tango's score test, whose error under the threshold's own hypothesis is not that of the truth; the chance is by the
-    delta method around the expected counts, within 0.025 of the exact one where 25 pairs or more change (n·q), and
-    0.045 from 12 on. For continuous scores it is the t-test's, by the noncentral t. Rises with n where the difference
-    is above.
+    Tango's score test, above 0 mid-p too: every outcome is enumerated where fewer than `_FEW` pairs are expected to
+    change (n·q), else the chance is by the delta method around the expected counts, within 0.02 of the exact one. For
+    continuous scores it is the t-test's, by the noncentral t. Where the difference is above, it rises with n, but for
+    the steps that a few counts make.
     """
     if kind == "binary":
-        return _binary_chance(difference, threshold, n, sd**2, alpha)
+        q = min(1.0, max(sd**2, abs(difference)))
+        by = _enumerated if n * q < _FEW else _by_delta
+        return by(difference, threshold, n, q, alpha)
     if sd == 0:
         return float(difference > threshold)
     shift = math.sqrt(n) * (difference - threshold) / sd
@@ -103,8 +114,28 @@ def chance_to_show(difference: float, threshold: float, n: float, sd: float, alp
     return float(1 - special.nctdtr(n - 1, shift, special.stdtrit(n - 1, 1 - alpha)))
 
 
-def _binary_chance(difference: float, threshold: float, n: float, q: float, alpha: float) -> float:
-    q = min(1.0, max(q, abs(difference)))
+def _enumerated(difference: float, threshold: float, n: float, q: float, alpha: float) -> float:
+    """Over every number of changed and of gained pairs that is at all likely, by the rule of `binary_evidence`."""
+    size = max(1, round(n))
+    most = min(size, math.ceil(size * q + 8 * math.sqrt(size * q) + 8))
+    changed, gained = np.tril_indices(most + 1)
+    p = special.ndtr(-tango_z(gained, changed - gained, size, threshold))
+    if threshold == 0:
+        midp = (special.bdtrc(gained, changed, 0.5) + special.bdtrc(gained - 1, changed, 0.5)) / 2
+        p = np.maximum(p, midp)
+    up = (q + difference) / (2 * q) if q > 0 else 0.5
+    shown = p < alpha
+    weight = _binomial(changed[shown], size, q) * _binomial(gained[shown], changed[shown], up)
+    return min(1.0, float(weight.sum()))
+
+
+def _binomial(count: Counts, n: Counts | int, p: float) -> Floats:
+    """The probability of each count out of n."""
+    ways = special.gammaln(np.asarray(n) + 1.0) - special.gammaln(count + 1.0) - special.gammaln(n - count + 1.0)
+    return np.exp(ways + special.xlogy(count, p) + special.xlog1py(n - count, -p))
+
+
+def _by_delta(difference: float, threshold: float, n: float, q: float, alpha: float) -> float:
     gained, lost = (q + difference) / 2, (q - difference) / 2
     z = float(special.ndtri(1 - alpha))
 

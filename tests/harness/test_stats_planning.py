@@ -107,12 +107,16 @@ def enumerated(n: int, q: float, difference: float, threshold: float, alpha: flo
     return float(weight[p < alpha].sum())
 
 
-@pytest.mark.parametrize(("n", "q"), [(80, 0.15), (164, 0.10), (164, 0.25), (500, 0.12), (800, 0.05)])
+@pytest.mark.parametrize(
+    ("n", "q"), [(5, 0.2), (20, 0.03), (40, 0.12), (164, 0.10), (164, 0.25), (500, 0.12), (800, 0.1)]
+)
 @pytest.mark.parametrize("alpha", [0.05, 0.0167])
-def test_the_binary_chance_is_near_that_of_every_outcome_enumerated(n: int, q: float, alpha: float) -> None:
-    se, allowed = math.sqrt(q / n), 0.025 if n * q >= 25 else 0.045
+def test_the_binary_chance_is_that_of_every_outcome_enumerated_or_near_it(n: int, q: float, alpha: float) -> None:
+    se, allowed = math.sqrt(q / n), 0.02 if n * q >= 50 else 1e-6
     for k in (1.5, 2.5, 3.5):
         for difference, threshold in ((0.0, -k * se), (-se, -k * se), (k * se, 0.0), (k * se, 0.01)):
+            if abs(difference) > q:
+                continue
             found = chance_to_show(difference, threshold, n, math.sqrt(q), alpha, kind="binary")
             assert found == pytest.approx(enumerated(n, q, difference, threshold, alpha), abs=allowed)
 
@@ -126,13 +130,12 @@ def test_the_binary_chance_is_near_that_of_every_outcome_enumerated(n: int, q: f
         (164, 0.10, 0.0, -0.07),
         (1319, 0.12, 0.0, -0.0238),
         (817, 0.10, 0.03, 0.0),
-        (500, 0.30, 0.06, 0.01),
     ],
 )
 def test_a_planned_binary_check_passes_the_gate_as_often_as_planned(
     n: int, q: float, difference: float, threshold: float
 ) -> None:
-    repeats = 2000
+    repeats = 1500
     shares = (q + difference) / 2, (q - difference) / 2
     counts = np.random.default_rng(n).multinomial(n, [*shares, 1 - q], size=repeats)[:, :2]
     outcomes, times = np.unique(counts, axis=0, return_counts=True)
@@ -166,14 +169,14 @@ def test_a_planned_continuous_check_passes_the_gate_as_often_as_planned(
 @settings(max_examples=100, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
-    n=st.integers(100, 5000),
+    n=st.integers(1100, 9000),
     more=st.integers(1, 3000),
     variance=st.floats(0.05, 0.5),
     distance=st.floats(0.005, 0.2),
     threshold=st.sampled_from([-0.1, -0.02, 0.0, 0.01]),
     alpha=st.sampled_from([0.01, 0.05]),
 )
-def test_more_samples_never_show_less(
+def test_more_samples_never_show_less_where_there_are_enough_to_leave_the_steps_of_small_counts(
     kind: Kind, n: int, more: int, variance: float, distance: float, threshold: float, alpha: float
 ) -> None:
     chances = [
