@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rlhf_bench.harness.store import Champion, StoredVerdict
     from rlhf_bench.harness.types import Checkpoint
 
+    Known = Sequence[tuple[Checkpoint, tuple[str, ...]]]
+
+
 DATA = ("preferences", "data", "prompts")
 """Where recipes keep the digests of what was trained on."""
 INDENT, LEAST_WIDTH = 4, 60
