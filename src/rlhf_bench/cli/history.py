@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
     Known = Sequence[tuple[Checkpoint, tuple[str, ...]]]
 
 
-DATA = ("preferences", "data", "prompts")
-"""Where recipes keep the digests of what was trained on."""
+DIGEST = re.compile("[0-9a-f]{64}")
 INDENT, LEAST_WIDTH = 4, 60
 """Columns that a generation takes in the tree, and those that a checkpoint is left with however deep it stands."""
 
@@ -36,7 +36,7 @@ def history(
         show.as_json(
             {
                 "champions": _moves(champions, verdicts, known),
-                "checkpoints": [_fate(*each, champions, verdicts) for each in known],
+                "checkpoints": list(_fates(known, champions, verdicts).values()),
             }
         )
     elif tree:
@@ -138,24 +138,34 @@ def _named(names: Sequence[str], digest: str) -> str:
     return ", ".join(names) or tables.short(digest)
 
 
-def _fate(
-    each: Checkpoint, names: Sequence[str], champions: Sequence[Champion], verdicts: Iterable[StoredVerdict]
-) -> dict[str, Any]:
-    """A checkpoint: where it comes from, when it was champion, and what the gate said of it."""
-    recipe = each.recipe
+def _fates(known: Known, champions: Sequence[Champion], verdicts: Sequence[StoredVerdict]) -> dict[str, dict[str, Any]]:
+    """By digest each checkpoint: where it comes from, when it was champion, and what the gate said of it.
+
+    `data` are the digests in its recipe that are no model's.
+    """
+    models_here = {each.digest for each, _ in known}
     return {
-        "digest": each.digest,
-        "names": list(names),
-        "parent": each.parent,
-        "made_by": models.made_by(each),
-        "data": {key: recipe[key] for key in DATA if isinstance(recipe.get(key), str)},
-        "champion": bool(champions) and champions[-1].checkpoint == each.digest,
-        "generations": [{"generation": c.generation, "how": c.how} for c in champions if c.checkpoint == each.digest],
-        "verdicts": [
-            {"id": stored.id, "outcome": stored.verdict.outcome, "against": stored.verdict.champion}
-            for stored in verdicts
-            if stored.verdict.candidate == each.digest
-        ],
+        each.digest: {
+            "digest": each.digest,
+            "names": list(names),
+            "parent": each.parent,
+            "made_by": models.made_by(each),
+            "data": {
+                key: value
+                for key, value in each.recipe.items()
+                if DIGEST.fullmatch(str(value)) and value not in {*models_here, each.parent}
+            },
+            "champion": bool(champions) and champions[-1].checkpoint == each.digest,
+            "generations": [
+                {"generation": c.generation, "how": c.how} for c in champions if c.checkpoint == each.digest
+            ],
+            "verdicts": [
+                {"id": stored.id, "outcome": stored.verdict.outcome, "against": stored.verdict.champion}
+                for stored in verdicts
+                if stored.verdict.candidate == each.digest
+            ],
+        }
+        for each, names in known
     }
 
 
@@ -164,7 +174,7 @@ def _draw(known: Known, champions: Sequence[Champion], verdicts: Sequence[Stored
     from rich.text import Text
     from rich.tree import Tree
 
-    fates = {each.digest: _fate(each, names, champions, verdicts) for each, names in known}
+    fates = _fates(known, champions, verdicts)
     children: dict[str | None, list[str]] = {}
     for digest, fate in fates.items():
         parent = fate["parent"] if fate["parent"] in fates else None
