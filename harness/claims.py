@@ -143,7 +143,9 @@ def claims(policy: Policy, rivals: Iterable[str]) -> list[Claim]:
     def claim(rule: Any, against: str) -> Claim:
         role: Literal["target", "guard"] = "target" if isinstance(rule, Target) else "guard"
         threshold = rule.min_effect if role == "target" else -rule.margin
-        return Claim(role, rule.label, rule.parts, threshold, 1.0 if rule.direction == "higher" else -1.0, against)
+        return Claim(
+            role, policy.label(rule), rule.parts, threshold, 1.0 if rule.direction == "higher" else -1.0, against
+        )
 
     targets = [claim(target, "champion") for target in policy.targets]
     return targets + [claim(guard, rival) for rival in rivals for guard in policy.guards]

@@ -167,6 +167,13 @@ class Policy(Config):
         """Every part that a target or guard is about."""
         return (part for rule in (*self.targets, *self.guards) for part in rule.parts)
 
+    def label(self, rule: _Rule) -> str:
+        """What tables call this rule: its label, with the metric where another rule of that label has another."""
+        alike = {other.parts for other in (*self.targets, *self.guards) if other.label == rule.label}
+        if len(alike) == 1:
+            return rule.label
+        return f"{rule.label} {' + '.join(dict.fromkeys(part.metric for part in rule.parts))}"
+
     @property
     def benchmarks(self) -> list[str]:
         """The benchmarks that a run must have, in the order of the rules."""

@@ -104,7 +104,7 @@ class Stopping:
     def _needed_by(self, checks: Sequence[Check]) -> Iterator[str]:
         labels = {each.benchmark for each in checks}
         for rule in (*self.policy.targets, *self.policy.guards):
-            if rule.label in labels:
+            if self.policy.label(rule) in labels:
                 yield from (part.benchmark for part in rule.parts)
 
     def _is_futile(self, check: Check) -> bool:

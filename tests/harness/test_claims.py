@@ -185,3 +185,11 @@ def test_generated_answers_can_be_repeated_and_what_would_decide_says_so() -> No
     new, old = run("new", records("chat", [0.5, 0.6] * 20), SOUND), run("old", records("chat", [0.6, 0.49] * 20), SOUND)
     reason = gate(policy(), new, old).reasons[0]
     assert "more samples would decide, or " in reason and "or more answers to each of these" in reason
+
+
+def test_rules_of_one_benchmark_are_told_apart_by_their_metric() -> None:
+    also = [{"style": 0.5}] * 80
+    chat = Guard(benchmark="chat", metric="style", margin=0.1)
+    new, old = (run(n, records("chat", v, also=also), SOUND) for n, v in (("new", [0.8] * 80), ("old", [0.5] * 80)))
+    verdict = gate(policy(guards=(CODE, chat)), new, old)
+    assert [check.benchmark for check in verdict.checks] == ["chat win_rate", "code", "chat style"]
