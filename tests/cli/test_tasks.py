@@ -13,6 +13,7 @@ from rlhf_bench.harness.store import Store
 
 POLICY = """
 name: own
+ledger: none
 targets:
   - {benchmark: words, metric: "exact_match,digits"}
 guards:
