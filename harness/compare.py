@@ -13,10 +13,11 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.stats import holm, mcnemar_midp, mean_interval, sign_flip_p, tango_interval
-from rlhf_bench.harness.stats.intervals import Floats, by_cluster
+from rlhf_bench.harness.stats.intervals import Floats, by_cluster, mean_se
 from rlhf_bench.harness.types import Comparison, Figure, Kind, Record
 
 Direction: TypeAlias = Literal["higher", "lower"]
@@ -64,6 +65,11 @@ class Pairs:
             for side in (0, 1)
         )
         return replace(self, candidate=ours, champion=theirs)
+
+    @property
+    def strata(self) -> set[str]:
+        """The strata that there are; "" where a pair has none."""
+        return {record.sample.tags.get("stratum", "") for record, _ in self.records}
 
     def by_stratum(self) -> dict[str, Pairs]:
         """The pairs of each stratum, strata by name; those that have none are left out."""
@@ -166,7 +172,7 @@ def contrast(pairs: Pairs, measure: Measure, *, level: float = 0.95, seed: int =
         p, p_worse, method = mcnemar_midp(gained, lost), mcnemar_midp(lost, gained), "tango, mcnemar mid-p"
     else:
         on_scale = measure.figure is not None or bool((np.abs(np.concatenate(scores) - 0.5) <= 0.5).all())
-        low, high, how = _t_interval(d, clusters, level, measure, on_scale)
+        low, high, how = _interval(d, clusters, level, measure, on_scale)
         up = d if measure.direction == "higher" else -d
         p, p_worse = sign_flip_p(up, clusters, seed=seed), sign_flip_p(-up, clusters, seed=seed)
         method = f"paired {how}, sign flips" + (", linearised" if measure.figure else "")
@@ -207,6 +213,23 @@ def by_stratum(pairs: Pairs, measure: Measure, *, level: float = 0.95, seed: int
     }
 
 
+def macro_average(records: Sequence[Record], scores: Sequence[float]) -> list[float]:
+    """The plain mean of the strata's means ("acc,macro"), linearised: a `Figure` of any benchmark with strata.
+
+    In stratum s of S an item's value is the mean + n/(S·n_s) · (its score − the stratum's mean), stretched so that the
+    spread over all n gives the error of strata that are fixed: Σ sd_s²/n_s / S². Raises UserError where a stratum has
+    one record.
+    """
+    labels = [record.sample.tags.get("stratum", "") for record in records]
+    names, codes, counts = np.unique(np.asarray(labels, dtype=str), return_inverse=True, return_counts=True)
+    if counts.min() < 2:
+        raise UserError(f"no macro average: stratum '{names[counts.argmin()]}' has one graded sample")
+    values, total = np.asarray(scores, dtype=np.float64), len(labels)
+    means = np.bincount(codes, weights=values) / counts
+    stretch = total / (counts.size * counts) * np.sqrt(counts / (counts - 1) * (total - 1) / total)
+    return [float(value) for value in means.mean() + stretch[codes] * (values - means[codes])]
+
+
 def _linear(pairs: Pairs, figure: Figure | None, scores: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
     """The scores of the graded pairs; of a figure its linearised values."""
     if figure is None:
@@ -216,19 +239,22 @@ def _linear(pairs: Pairs, figure: Figure | None, scores: tuple[Floats, Floats]) 
     return ours, theirs
 
 
-def _t_interval(
+def _interval(
     d: Floats, clusters: Sequence[str] | None, level: float, measure: Measure, on_scale: bool
 ) -> tuple[float, float, str]:
-    end = 1.0 if on_scale else math.inf
-    interval = mean_interval(*by_cluster(d, clusters), level=level, lowest=-end, highest=end)
-    if not on_scale and (interval.se is None or interval.se == 0.0):
+    """The interval of the mean difference and what it is called; off the scale from 0 to 1 a plain t interval."""
+    sums, sizes = by_cluster(d, clusters)
+    if on_scale:
+        found = mean_interval(sums, sizes, level=level)
+        return -1.0 if found.low is None else found.low, 1.0 if found.high is None else found.high, found.method
+    mean, se = mean_se(sums, sizes)
+    if se == 0.0:
         raise UserError(
-            f"'{measure.benchmark}': {measure.metric} differs by {d.mean():g} on each of {d.size} pairs, which bounds "
+            f"'{measure.benchmark}': {measure.metric} differs by {mean:g} on each of {d.size} pairs, which bounds "
             "nothing on its scale"
         )
-    low = -end if interval.low is None else interval.low
-    high = end if interval.high is None else interval.high
-    return low, high, interval.method
+    half = float(special.stdtrit(sums.size - 1, (1 + level) / 2)) * se
+    return mean - half, mean + half, f"t, {sums.size} {'items' if clusters is None else 'clusters'}"
 
 
 def flips(

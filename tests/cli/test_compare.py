@@ -203,7 +203,8 @@ def test_further_metrics_stand_under_the_benchmarks_own(call: Call, store: Store
     assert set(found["metrics"]["maths"]) == {"strict", "length_chars"}
     (strict,), (length,) = found["metrics"]["maths"]["strict"], found["metrics"]["maths"]["length_chars"]
     assert (strict["difference"], strict["shown"], strict["method"]) == (0.25, "better", "tango, mcnemar mid-p")
-    assert length["difference"] == pytest.approx(-(N - 1) / 2) and length["low"] < -10 and length["shown"] == "worse"
+    assert length["difference"] == pytest.approx(-(N - 1) / 2) and length["low"] < -10 and length["shown"] == "lower"
+    assert "-19.5 ↓" in call("compare", *runs, "-m", "all").out
     rows = list(csv.DictReader(call("compare", *runs, "--metric", "all", "--csv").out.splitlines()))
     assert [row["metric"] for row in rows] == ["acc", "length_chars", "strict"]
     assert "| ↳ length_chars | 139.0 | 119.5 | -19.5 |" in call("compare", *runs, "-m", "all", "--markdown").out
@@ -219,6 +220,18 @@ def test_of_a_metric_that_should_fall_a_fall_is_better(call: Call, store: Store)
         (cell,) = found["metrics"]["maths"]["toxic"]
         assert (cell["difference"], cell["shown"], cell["gained"]) == (-0.25, shown, gained)
     assert "lower is better: toxic" in call("compare", *runs, "--metric", "toxic", "--lower-is-better", "toxic").out
+
+
+def test_cut_answers_and_divergence_should_fall_without_being_told(call: Call, store: Store) -> None:
+    runs = [
+        kept(store, f"m{bias}", [
+            one("maths", i, 1.0, also={"truncated": float(i % 4 > bias), "kl": 3.0 * (i % 5) / bias}) for i in range(N)
+        ])
+        for bias in (1, 2)
+    ]  # fmt: skip
+    found = call("compare", *runs, "--metric", "all", "--json").json["metrics"]["maths"]
+    assert [found[name][0]["shown"] for name in ("truncated", "kl")] == ["better", "better"]
+    assert found["kl"][0]["difference"] == -3.0
 
 
 def in_strata(store: Store, name: str, gains: Sequence[int], size: int = 30) -> str:
@@ -243,6 +256,8 @@ def test_strata_are_rows_marked_by_holm_and_the_legend_says_so(call: Call, store
     assert found["subject_0"][0]["low"] > 0
     rows_csv = list(csv.DictReader(call("compare", base, new, "--by-stratum", "--csv").out.splitlines()))
     assert [row["stratum"] for row in rows_csv[:2]] == ["", "subject_0"]
+    (macro,) = call("compare", base, new, "-m", "acc,macro", "--json").json["metrics"]["exam"]["acc,macro"]
+    assert macro["difference"] == pytest.approx(20 / 600) and macro["shown"] == "better"
     assert "| ↳ subject_1 |" in call("compare", base, new, "--by-stratum", "--markdown").out
 
 

@@ -13,9 +13,20 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 from statsmodels.stats.multitest import multipletests
 
-from rlhf_bench.harness.compare import Contrast, Measure, Pairs, by_stratum, changed, compare, contrast, flips, pair
+from rlhf_bench.harness.compare import (
+    Contrast,
+    Measure,
+    Pairs,
+    by_stratum,
+    changed,
+    compare,
+    contrast,
+    flips,
+    macro_average,
+    pair,
+)
 from rlhf_bench.harness.errors import UserError
-from rlhf_bench.harness.stats import mcnemar_midp, sign_flip_p, tango_interval
+from rlhf_bench.harness.stats import estimate, mcnemar_midp, sign_flip_p, tango_interval
 from rlhf_bench.harness.types import Comparison, Completion, FinishReason, Record, Request, Sample, Score
 
 Value = float | None
@@ -217,6 +228,23 @@ def test_a_figure_is_compared_by_its_linearised_values() -> None:
     assert found.p == sign_flip_p(a - b)
     assert (found.gained, found.lost) == ((ours > theirs).sum(), (ours < theirs).sum())
     assert found.method == "paired t, 60 items, sign flips, linearised"
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=2, max_size=8), min_size=2, max_size=6))
+def test_the_macro_average_has_the_mean_and_the_error_of_fixed_strata(strata: list[list[float]]) -> None:
+    values = [value for some in strata for value in some]
+    labels = [f"x{number}" for number, some in enumerate(strata) for _ in some]
+    records = [record(str(i), value, stratum=labels[i]) for i, value in enumerate(values)]
+    found = np.array(macro_average(records, values))
+    expected = estimate(values, kind="continuous", strata=labels)
+    assert found.mean() == pytest.approx(expected.mean)
+    assert found.std(ddof=1) / len(values) ** 0.5 == pytest.approx(expected.se, abs=1e-9)
+
+
+def test_a_stratum_of_one_sample_has_no_spread_and_so_no_macro_average() -> None:
+    records = [record("a", 1.0, stratum="x"), record("b", 1.0, stratum="x"), record("c", 1.0, stratum="y")]
+    with pytest.raises(UserError, match="stratum 'y' has one graded sample"):
+        macro_average(records, [1.0, 1.0, 1.0])
 
 
 def test_a_figure_is_given_the_pairs_that_both_runs_graded() -> None:

@@ -28,7 +28,7 @@ def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN...",
+            metavar="RUN",
             help="Runs: id, latest~1, champion, a model's alias; or another tool's result file. The first is the base.",
         ),
     ],
@@ -90,7 +90,7 @@ def as_json(found: Compared) -> dict[str, Any]:
 
     rows: dict[str, Any] = {"comparisons": {}, "metrics": {}, "strata": {}}
     for row in found.rows:
-        cells = [None if cell is None else _plain(cell) for cell in row.cells]
+        cells = [None if cell is None else _plain(row, cell) for cell in row.cells]
         if row.stratum:
             rows["strata"].setdefault(row.benchmark, {})[row.stratum] = cells
         elif row.own:
@@ -108,7 +108,8 @@ def as_json(found: Compared) -> dict[str, Any]:
     }
 
 
-def _plain(cell: Contrast) -> dict[str, Any]:
+def _plain(row: Row, cell: Contrast) -> dict[str, Any]:
+    from rlhf_bench.cli.side_by_side import shown
     from rlhf_bench.harness.codec import plain
 
     ours, theirs = cell.cut
@@ -116,7 +117,7 @@ def _plain(cell: Contrast) -> dict[str, Any]:
         **plain(cell.comparison),
         "p_worse": cell.p_worse,
         "p_adjusted": cell.adjusted,
-        "shown": cell.shown,
+        "shown": shown(row, cell),
         "direction": cell.direction,
         "cut": {"base": theirs, "new": ours},
     }
@@ -133,11 +134,12 @@ def _long(found: Compared) -> list[tuple[object, ...]]:
 
 def _line(row: Row, base: str, run: str, cell: Contrast) -> tuple[object, ...]:
     from rlhf_bench.cli.compared import some
+    from rlhf_bench.cli.side_by_side import shown
 
     c, (ours, theirs) = cell.comparison, cell.cut
     return (
         c.benchmark, c.metric, row.stratum, base, run, c.champion, c.candidate, c.difference, c.low, c.high, c.p,
-        cell.shown, c.gained, c.lost, c.paired, c.ungraded, theirs, ours, len(c.unpaired), some(c.unpaired),
+        shown(row, cell), c.gained, c.lost, c.paired, c.ungraded, theirs, ours, len(c.unpaired), some(c.unpaired),
     )  # fmt: skip
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 ALL = "all"
 SHOWN_BESIDE: Mapping[str, tuple[str, ...]] = {"alpaca_eval": ("lc_win_rate",), "arena_hard": ("score",)}
 """The official figures that stand under a benchmark's own metric unasked, where they can be computed."""
+LOWER = ("truncated", "kl")
+"""Metrics beside a benchmark's own of which less is better without being told."""
 NAMED = 3
 """So many of the samples without a partner are named."""
 
@@ -41,6 +43,11 @@ class Row:
     own: bool = True
 
     @property
+    def valued(self) -> bool:
+        """Whether more of the metric is known to be better or worse; it is not of a length, or of a count."""
+        return self.own or self.first is None or self.first.direction == "lower" or not off_scale(self.first)
+
+    @property
     def first(self) -> Contrast | None:
         """The first cell that says something."""
         return next((cell for cell in self.cells if cell is not None), None)
@@ -59,7 +66,7 @@ class Choice:
 
     def direction(self, metric: str) -> Direction:
         """Whether more of this metric is better."""
-        return "lower" if metric in self.lower else "higher"
+        return "lower" if metric in (*self.lower, *LOWER) else "higher"
 
 
 Flips = Mapping[str, Sequence[tuple["Record", "Record"]]]
@@ -124,12 +131,14 @@ def _part(
 ) -> _Part:
     """One benchmark: its own metric, further ones, its strata, and flips."""
     from rlhf_bench import suites
-    from rlhf_bench.harness.compare import Measure, by_stratum, contrast
+    from rlhf_bench.harness.compare import Measure, by_stratum, contrast, macro_average
 
     measure = Measure(name, own["metric"], own["kind"], choice.direction(own["metric"]))
     cells = tuple(None if each is None else contrast(each, measure) for each in pairs)
     rows, notes, failed = [Row(name, measure.metric, cells)], list(_unpaired(name, cells, runs)), []
-    figures = suites.figures([name]).get(name, {})
+    figures = dict(suites.figures([name]).get(name, {}))
+    if any(len(each.strata) > 1 for each in pairs if each):
+        figures[f"{measure.metric},macro"] = macro_average
     beside = {metric for each in pairs if each for both in each.records for r in both for metric in r.score.also}
     further = [*figures, *sorted(beside - {measure.metric} - figures.keys())]
     for metric in _wanted(name, further, choice):
@@ -254,6 +263,11 @@ def _unpaired(name: str, cells: Sequence[Contrast | None], runs: Sequence[Run]) 
                 f"{name}{where}: only {found.paired + found.ungraded} samples are in both runs; {len(found.unpaired)} "
                 f"are in one and left out ({some(found.unpaired)}), and the gate refuses such runs"
             )
+
+
+def off_scale(cell: Contrast) -> bool:
+    """Whether the metric is not on a scale from 0 to 1."""
+    return max(abs(cell.comparison.candidate), abs(cell.comparison.champion)) > 1
 
 
 def some(names: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from rlhf_bench.cli.side_by_side import (
     legend,
     named,
     number,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _two(rows: Sequence[Row]) -> Iterator[str]:
             number(c.champion, cell),
             number(c.candidate, cell),
             number(c.difference, cell, signed=True),
-            MARKS[cell.shown],
+            MARKS[shown(row, cell)],
             interval(cell),
             show.chance(c.p),
             f"+{c.gained} −{c.lost}",
@@ -86,14 +87,14 @@ def _several(found: Compared) -> Iterator[str]:
     yield "|---|--:|" + "---|" * len(found.runs)
     for row in found.rows:
         base = number(row.first.comparison.champion, row.first) if row.first else "–"
-        yield _line(_label(row), base, *("–" if cell is None else _cell(cell) for cell in row.cells))
+        yield _line(_label(row), base, *("–" if cell is None else _cell(row, cell) for cell in row.cells))
 
 
-def _cell(cell: Contrast) -> str:
+def _cell(row: Row, cell: Contrast) -> str:
     c = cell.comparison
     more = f", cut {cut(cell)}" if any(cell.cut) else ""
     return (
-        f"{number(c.difference, cell, signed=True)} {MARKS[cell.shown]} {interval(cell)}, p {show.chance(c.p)}, "
+        f"{number(c.difference, cell, signed=True)} {MARKS[shown(row, cell)]} {interval(cell)}, p {show.chance(c.p)}, "
         f"+{c.gained} −{c.lost}, ungr. {c.ungraded}{more}"
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rlhf_bench.cli import show
+from rlhf_bench.cli.compared import off_scale
 
 if TYPE_CHECKING:
     from rlhf_bench.cli.compared import Compared, Row
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from rlhf_bench.harness.store import Run
     from rlhf_bench.harness.types import Prompt, Record
 
-MARKS = {"better": "▲", "worse": "▼", "neither": "·"}
+MARKS = {"better": "▲", "worse": "▼", "higher": "↑", "lower": "↓", "neither": "·"}
 AXIS = range(9, 16)
 """So many cells an interval is drawn with, or it is not drawn."""
 WIDE = 13
@@ -56,6 +57,8 @@ def legend(found: Compared) -> Iterator[str]:
     most = max(found.strata.values(), default=0)
     if most:
         yield f"strata: marked by Holm; else about {most / 20:.2g} of {most} that did not change would be marked"
+    if not all(row.valued for row in found.rows):
+        yield "↑ higher, ↓ lower: shown likewise, of a metric that is neither good nor bad by itself"
     falling = [row.metric for row in found.rows if row.first and row.first.direction == "lower"]
     if falling:
         yield f"lower is better: {', '.join(dict.fromkeys(falling))}"
@@ -64,6 +67,11 @@ def legend(found: Compared) -> Iterator[str]:
 def named(run: Run) -> str:
     """A run for people."""
     return f"{run.model} ({run.id})"
+
+
+def shown(row: Row, cell: Contrast) -> str:
+    """What a cell shows: better, worse or neither; higher or lower where nobody said that either is better."""
+    return cell.shown if row.valued else {"better": "higher", "worse": "lower"}.get(cell.shown, cell.shown)
 
 
 def label(row: Row) -> str:
@@ -88,11 +96,6 @@ def cut(cell: Contrast) -> str:
     """Answers that were cut, the base's and the run's."""
     ours, theirs = cell.cut
     return f"{theirs}→{ours}"
-
-
-def off_scale(cell: Contrast) -> bool:
-    """Whether the metric is not on a scale from 0 to 1."""
-    return max(abs(cell.comparison.candidate), abs(cell.comparison.champion)) > 1
 
 
 def change(new: Record, old: Record) -> str:
@@ -131,7 +134,7 @@ def _print_two(found: Compared, title: str) -> None:
             label(row),
             number(cell.comparison.champion, cell),
             number(cell.comparison.candidate, cell),
-            f"{number(cell.comparison.difference, cell, signed=True)} {MARKS[cell.shown]}",
+            f"{number(cell.comparison.difference, cell, signed=True)} {MARKS[shown(row, cell)]}",
             interval(cell),
             show.chance(cell.comparison.p),
             f"+{cell.comparison.gained} −{cell.comparison.lost}",
@@ -168,7 +171,7 @@ def _room(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
 def _print_iterations(found: Compared) -> None:
     """Several runs against one base: a column for each, as many side by side as the terminal is wide."""
     labels = [label(row) for row in found.rows]
-    texts = [["–" if cell is None else _cell(cell) for cell in row.cells] for row in found.rows]
+    texts = [["–" if cell is None else _cell(row, cell) for cell in row.cells] for row in found.rows]
     bases = [number(row.first.comparison.champion, row.first) if row.first else "–" for row in found.rows]
     widest = max((len(line) for row in texts for text in row for line in text.splitlines()), default=1)
     left = show.console().width - min(max(map(len, labels), default=1), LABEL) - max(map(len, bases), default=1)
@@ -181,10 +184,10 @@ def _print_iterations(found: Compared) -> None:
         show.table(title, ("benchmark", "base", *names), rows, right=("base",))
 
 
-def _cell(cell: Contrast) -> str:
+def _cell(row: Row, cell: Contrast) -> str:
     found = cell.comparison
     return (
-        f"{number(found.difference, cell, signed=True)} {MARKS[cell.shown]} p {show.chance(found.p)}\n"
+        f"{number(found.difference, cell, signed=True)} {MARKS[shown(row, cell)]} p {show.chance(found.p)}\n"
         f"{interval(cell)}\n"
         f"+{found.gained} −{found.lost} ungr. {found.ungraded}" + (f"\ncut {cut(cell)}" if any(cell.cut) else "")
     )
