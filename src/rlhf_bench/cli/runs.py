@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,10 +9,11 @@ import typer
 
 from rlhf_bench.cli import files, options, show, signals, tables, wiring
 from rlhf_bench.cli.run import print_run
+from rlhf_bench.cli.side_by_side import asked, indented
 from rlhf_bench.harness.errors import UnknownName, UserError
 
 if TYPE_CHECKING:
-    from rlhf_bench.harness.types import Prompt, Record
+    from rlhf_bench.harness.types import Record
 
 app = typer.Typer(help="List runs, show one, go on with one that was stopped, write and read them as lm-eval's files.")
 RunName = Annotated[str, typer.Argument(help="Run id or its beginning, latest, latest~1, champion or a model's alias.")]
@@ -141,22 +141,13 @@ def print_record(record: Record) -> None:
     show.say(
         f"\n── {record.benchmark} {record.sample.id}: {grade}{f' ({record.score.why})' if record.score.why else ''}"
     )
-    show.say(f"asked:     {_indented(_asked(record.sample.prompt))}")
+    show.say(f"asked:     {indented(asked(record.sample.prompt))}")
     if record.sample.reference:
-        show.say(f"reference: {_indented(record.sample.reference)}")
+        show.say(f"reference: {indented(record.sample.reference)}")
     for each in record.completions:
         scored = "" if each.logprob is None else f" [log-likelihood {each.logprob:.2f}]"
         cut = " [cut off]" if each.finish_reason == "length" else ""
-        show.say(f"answered:  {_indented(each.text)}{scored}{cut}")
-
-
-def _asked(prompt: Prompt) -> str:
-    """The last turn of a conversation; of a text the end, after any worked examples."""
-    return prompt.strip().split("\n\n")[-1] if isinstance(prompt, str) else prompt[-1].content
-
-
-def _indented(text: str) -> str:
-    return textwrap.indent(text.strip(), " " * 11).strip()
+        show.say(f"answered:  {indented(each.text)}{scored}{cut}")
 
 
 app.command("signals")(signals.signals)

@@ -41,11 +41,11 @@ def print_flips(found: Compared) -> None:
         for pairs in by_benchmark.values():
             for new, old in pairs:
                 show.say(f"\n══ {change(new, old)} by {run.id}")
-                show.say(f"asked:     {_indented(asked(old.sample.prompt))}")
+                show.say(f"asked:     {indented(asked(old.sample.prompt))}")
                 if old.sample.reference:
-                    show.say(f"reference: {_indented(old.sample.reference)}")
-                show.say(f"base:      {_indented(answered(old))}")
-                show.say(f"new:       {_indented(answered(new))}")
+                    show.say(f"reference: {indented(old.sample.reference)}")
+                show.say(f"base:      {indented(answered(old))}")
+                show.say(f"new:       {indented(answered(new))}")
 
 
 def legend(found: Compared) -> Iterator[str]:
@@ -121,7 +121,8 @@ def answered(record: Record) -> str:
     return "\n".join(lines)
 
 
-def _indented(text: str) -> str:
+def indented(text: str) -> str:
+    """A text of several lines beside a label."""
     return textwrap.indent(text.strip(), " " * 11).strip()
 
 
