@@ -246,7 +246,8 @@ def _interval(
     sums, sizes = by_cluster(d, clusters)
     if on_scale:
         found = mean_interval(sums, sizes, level=level)
-        return -1.0 if found.low is None else found.low, 1.0 if found.high is None else found.high, found.method
+        low, high = -1.0 if found.low is None else found.low, 1.0 if found.high is None else found.high
+        return max(low, -1.0), min(high, 1.0), found.method
     mean, se = mean_se(sums, sizes)
     if se == 0.0:
         raise UserError(

@@ -241,6 +241,12 @@ def test_the_macro_average_has_the_mean_and_the_error_of_fixed_strata(strata: li
     assert found.std(ddof=1) / len(values) ** 0.5 == pytest.approx(expected.se, abs=1e-9)
 
 
+def test_the_interval_of_a_figure_ends_where_its_scale_does() -> None:
+    ours, theirs = run([1.0] * 19 + [0.9]), run([0.0] * 10 + [0.1] * 10)
+    found = compare(ours, theirs, benchmark="b", metric="m2", kind="binary", figure=squares)
+    assert found.difference > 0.98 and found.high == 1.0
+
+
 def test_a_stratum_of_one_sample_has_no_spread_and_so_no_macro_average() -> None:
     records = [record("a", 1.0, stratum="x"), record("b", 1.0, stratum="x"), record("c", 1.0, stratum="y")]
     with pytest.raises(UserError, match="stratum 'y' has one graded sample"):

@@ -107,7 +107,9 @@ def _ladders(store: Store, benchmark: str | None, json: bool) -> None:
     for each in found:
         _print_ladder(each, others[each.benchmark])
     if not found:
-        show.say(EMPTY)
+        return show.say(EMPTY)
+    show.say("▲ moved: beats the published best by more than a standard error of the difference; of the rest")
+    show.say("nothing is told, so that iterations cannot climb by it (Blum & Hardt 2015). `gate` is what tests.")
 
 
 def _print_ladder(found: Climb, others: int) -> None:
@@ -125,8 +127,6 @@ def _print_ladder(found: Climb, others: int) -> None:
     ]
     title = f"{found.benchmark} ({found.metric}): the Ladder over {found.samples} samples"
     show.table(title, columns, rows, right=("step", "published best", "reached at step"), whole=("finished", "run"))
-    show.say("▲ moved: beats the published best by more than a standard error of the difference; of the rest")
-    show.say("nothing is told, so that iterations cannot climb by it (Blum & Hardt 2015). `gate` is what tests.")
     shared = ", ".join(f"{key} {value}" for key, value in found.conditions.items())
     for line in textwrap.wrap(f"all with {shared}", show.PLAIN_WIDTH):
         show.say(line)

@@ -117,7 +117,8 @@ def answered(record: Record) -> str:
     for each in record.completions:
         scored = "" if each.logprob is None else f" [log-likelihood {each.logprob:.2f}]"
         ended = {"length": " [cut off]", "error": f" [failed: {each.why}]"}.get(each.finish_reason, "")
-        lines.append(f"{each.text}{scored}{ended}")
+        said = each.text.strip("\n")
+        lines.append(f"{said}{scored}{ended}")
     return "\n".join(lines)
 
 
