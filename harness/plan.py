@@ -41,16 +41,18 @@ class PlannedCheck:
     """What is to be expected of one target or guard. Differences are fractions of the score; better is above 0.
 
     `full` is how many items there are at all, None where that is not known. `se` is the standard error of the
-    difference on the items of all stages together; `detectable` the distance from the threshold that is seen with the
-    wished power (MDE). `chance` is that of passing: of a target at the wished gain, of a guard where nothing is lost.
-    `samples` would give it the wished power, None where no number would; `repeats` is how many answers to each of
-    `full` items would, None where samples suffice or no number would, and a lower bound while `spread.within` is None.
-    `joint_margin` is the margin with which a guard would play its part in all guards passing together with that power.
+    difference on the items of all stages together; `detectable` the distance from the threshold that a z-test sees with
+    the wished power (MDE). `chance` is that of passing: of a target at the wished gain, of a guard where nothing is
+    lost. What would give it the wished power: `samples`; `repeats`, so many answers to each of `full` items, None where
+    samples suffice, and a lower bound while `spread.within` is None; `enough`, of a target so large a true gain, of a
+    guard so wide a margin. Each is None where no number would. `joint_margin` is the margin with which a guard would
+    play its part in all guards passing together with that power.
     """
 
     role: Literal["target", "guard"]
     label: str
     metric: str
+    benchmarks: tuple[str, ...]
     threshold: float
     spread: Spread
     stages: tuple[Stage, ...]
@@ -60,6 +62,7 @@ class PlannedCheck:
     chance: float
     samples: int | None
     repeats: int | None = None
+    enough: float | None = None
     joint_margin: float | None = None
 
 
@@ -170,6 +173,7 @@ def _check(
         role=claim.role,
         label=claim.label,
         metric=claim.metric,
+        benchmarks=tuple(dict.fromkeys(part.benchmark for part in claim.parts)),
         threshold=claim.threshold,
         spread=found,
         stages=_stages(policy, rivals),
@@ -187,7 +191,7 @@ def with_needs(check: PlannedCheck, true: float, power: float) -> PlannedCheck:
     found = replace(
         check, detectable=_detectable(check, power), chance=chance(check, true), samples=_samples(check, true, power)
     )
-    return replace(found, repeats=_repeats(found, true, power))
+    return replace(found, repeats=_repeats(found, true, power), enough=_enough(check, power))
 
 
 def _stages(policy: Policy, rivals: int) -> tuple[Stage, ...]:
@@ -255,7 +259,14 @@ def _with_joint_margin(check: PlannedCheck, each: float) -> PlannedCheck:
     """A guard with the margin that passes with chance `each` where nothing is lost."""
     if check.role == "target":
         return check
-    return replace(check, joint_margin=_least(lambda margin: chance(check, 0.0, threshold=-margin), each, 1.0))
+    return replace(check, joint_margin=_enough(check, each))
+
+
+def _enough(check: PlannedCheck, power: float) -> float | None:
+    """The least true gain of a target, or margin of a guard that loses nothing, with this chance to pass."""
+    if check.role == "target":
+        return _least(lambda gain: chance(check, gain), power, 1.0)
+    return _least(lambda margin: chance(check, 0.0, threshold=-margin), power, 1.0)
 
 
 def _least(rising: Callable[[float], float], goal: float, highest: float) -> float | None:

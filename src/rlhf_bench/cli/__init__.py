@@ -19,6 +19,7 @@ from rlhf_bench.cli import (
     iterate,
     judge,
     models,
+    plan,
     promote,
     run,
     runs,
@@ -42,6 +43,7 @@ app.command("run")(run.run)
 app.command("score")(score.score)
 app.add_typer(judge.app, name="judge")
 app.command("compare")(compare.compare)
+app.command("plan")(plan.plan)
 app.command("gate")(gate.gate)
 app.command("promote")(promote.promote)
 app.command("rollback")(history.rollback)
