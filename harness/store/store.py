@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import time
@@ -244,7 +245,8 @@ class Store:
         with transaction(self._engine) as connection:
             rows = connection.execute(query).all()
         known = {} if known is None else known
-        return [to_record(row, known) for row in rows]
+        with _uncollected():
+            return [to_record(row, known) for row in rows]
 
     # Checkpoints
 
@@ -377,6 +379,18 @@ class Store:
         """All verdicts in their order."""
         with self.line() as line:
             return line.verdicts()
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """While many objects are made that all stay: the collector, which would go through them again and again, rests."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _has(connection: Connection, column: Column[T], value: T) -> bool:
