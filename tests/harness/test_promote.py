@@ -30,7 +30,7 @@ from tests.harness.worker import CONTEXT, Worker
 
 from rlhf_bench.harness import checkpoint as files
 from rlhf_bench.harness import promote as moving
-from rlhf_bench.harness.errors import ChangedCheckpoint, LostRace, MissingData, UnknownName, UserError
+from rlhf_bench.harness.errors import ChangedCheckpoint, Fault, LostRace, MissingData, UnknownName, UserError
 from rlhf_bench.harness.promote import latest_verdict, promote, promote_by_force, promote_first, rollback
 from rlhf_bench.harness.store import Champion, Store
 from rlhf_bench.harness.types import Checkpoint, Outcome
@@ -346,6 +346,17 @@ def test_what_becomes_void_while_the_files_are_read_is_not_promoted(
     run = store.verdict(number).verdict.runs["candidate"]
     after_reading(monkeypatch, lambda path: measured(store, pair.new, {"chat": "f" * 64}, run))
     refused(store, number, "now has other samples")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="only Linux has a file that always fails to be read")
+def test_files_that_the_disk_does_not_give_are_a_fault_and_nobody_moves(store: Store, pair: Pair) -> None:
+    number = store.save_verdict(passing(store, pair.new, pair.old))
+    (Path(pair.new.path) / "model.safetensors").unlink()
+    (Path(pair.new.path) / "model.safetensors").symlink_to("/proc/self/mem")
+    with pytest.raises(Fault, match="cannot read") as caught:
+        promote(store, number)
+    assert "\n" not in str(caught.value)
+    assert len(store.history()) == 1
 
 
 # By force, and back

@@ -13,7 +13,7 @@ ROOT = str(Path(__file__).resolve().parents[2])
 if ROOT not in sys.path:
     sys.path.append(ROOT)  # the processes import `work` by its name, also where plain `pytest` was called
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["rlhf_bench.harness.promote", "sqlalchemy.dialects.postgresql.psycopg"])
+CONTEXT.set_forkserver_preload(["rlhf_bench.harness.promote", "sqlalchemy.dialects.postgresql.psycopg", "psycopg"])
 
 
 class Worker:

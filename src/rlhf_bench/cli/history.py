@@ -131,7 +131,8 @@ def _cells(verdict: Mapping[str, Any] | None) -> tuple[str, str, str]:
     if verdict is None:
         return "–", "–", "–"
     targets = (f"{each['benchmark']} {show.number(each['difference'], signed=True)}" for each in verdict["targets"])
-    return f"{verdict['id']} {verdict['outcome']}", f"{verdict['alpha_spent']:.4f}", "\n".join(targets)
+    spent = f"{verdict['alpha_spent']:.4f}" if verdict["decision"] else "–"
+    return f"{verdict['id']} {verdict['outcome']}", spent, "\n".join(targets)
 
 
 def _named(names: Sequence[str], digest: str) -> str:
