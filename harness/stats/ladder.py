@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_bench.harness.stats.intervals import Floats, by_cluster, mean_se
+from rlhf_bench.harness.stats.intervals import NO_SPREAD, Floats, by_cluster, mean_se
 
 
 class Step(NamedTuple):
@@ -53,7 +53,7 @@ def ladder(submissions: Iterable[Floats], clusters: Sequence[str] | None = None)
 def _beats(scores: Floats, held: Floats, published: float, clusters: Sequence[str] | None) -> bool:
     low = np.nan_to_num(scores, nan=0.0)
     _, se = mean_se(*by_cluster(low - np.nan_to_num(held, nan=1.0), clusters))
-    return _rounded(low.mean(), low.size) > published + se
+    return _rounded(low.mean(), low.size) > published + se + NO_SPREAD
 
 
 def _rounded(mean: np.floating, items: int) -> float:

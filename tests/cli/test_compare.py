@@ -170,7 +170,7 @@ def test_the_base_may_be_named_with_to(call: Call, line: Line) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["better"], "'better' alone compares with nothing: name another run, or the base with --to"),
+        (["better"], "'better' alone compares with nothing: rlhf-bench compare BASE RUN..., or --to BASE"),
         (["base", "champion"], "'base' and 'champion' are the same run"),
         (["base", "better", "better"], "'better' and 'better' are the same run"),
         (["base", "--to", "champion"], "'champion' is the base, and nothing is left to compare with it"),

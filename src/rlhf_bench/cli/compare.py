@@ -147,7 +147,7 @@ def _sources(names: Sequence[str], to: str | None, stack: ExitStack) -> tuple[So
     """The base and the runs to compare with it. Raises UserError where these are none, or one is there twice."""
     wanted = list(names) if to is None else [to, *names]
     if len(wanted) < 2:
-        raise UserError(f"'{names[0]}' alone compares with nothing: name another run, or the base with --to")
+        raise UserError(f"'{names[0]}' alone compares with nothing: rlhf-bench compare BASE RUN..., or --to BASE")
     places = _Places(stack)
     base = places.find(wanted[0], None)
     found: dict[str, tuple[str, Source]] = {base.run.id: (wanted[0], base)}
