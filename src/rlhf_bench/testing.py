@@ -14,16 +14,13 @@ in a plain script; imports no torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeAlias
 
-from rlhf_bench.harness.errors import UserError
-
 if TYPE_CHECKING:
-    from rlhf_bench.harness.claims import RunData
+    from rlhf_bench.cli.question import Question
     from rlhf_bench.harness.policy import Policy
     from rlhf_bench.harness.store import Store
     from rlhf_bench.harness.types import Check, Verdict
@@ -53,10 +50,12 @@ def assert_not_regressed(
     from rlhf_bench.harness.decide import judge, split
 
     with _asked(candidate, champion, policy, anchor, store) as asked:
-        rules, runs, halves = asked.policy, asked.runs, asked.policy.halves
+        rules, halves, fixed = asked.policy, asked.policy.halves, asked.anchor
+        new, old = asked.candidate, asked.champion
         if halves is not None:
-            runs = [run and split(run, halves, False) for run in runs]
-        found, _ = judge(rules.model_copy(update={"halves": None}), *_three(runs), alpha=rules.alpha)
+            new, old = (split(run, halves, False) for run in (new, old))
+            fixed = fixed and split(fixed, halves, False)
+        found, _ = judge(rules.model_copy(update={"halves": None}), new, old, fixed, alpha=rules.alpha)
         verdict = replace(found, policy=rules.digest)
     wrong = [
         check
@@ -66,7 +65,11 @@ def assert_not_regressed(
         or (check.role == "target" and check.outcome == "fail" and verdict.outcome == "reject")
     ]
     if wrong or verdict.outcome == "reject":
-        raise AssertionError(_message("is not shown to have lost nothing", asked, verdict, _reasons(wrong, verdict)))
+        raise AssertionError(
+            _message(
+                "is not shown to have lost nothing", asked, (candidate, champion), verdict, _reasons(wrong, verdict)
+            )
+        )
     return verdict
 
 
@@ -84,27 +87,14 @@ def assert_promotes(
     stored with the alpha that it spends, and the same decision when the test is run again.
     """
     __tracebackhide__ = True
-    from rlhf_bench.harness.decide import decide, judge
-
     with _asked(candidate, champion, policy, anchor, store) as asked:
-        if asked.store is None:
-            verdict, _ = judge(asked.policy, *_three(asked.runs), alpha=asked.policy.alpha)
-        else:
-            verdict = decide(asked.store, asked.policy, *_three(asked.runs)).verdict
+        verdict, _ = asked.decided()
     if verdict.outcome != "promote":
         wrong = [check for check in verdict.checks if check.outcome in ("fail", "undecided")]
-        raise AssertionError(_message("is not promoted", asked, verdict, _reasons(wrong, verdict)))
+        raise AssertionError(
+            _message("is not promoted", asked, (candidate, champion), verdict, _reasons(wrong, verdict))
+        )
     return verdict
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """The question: the policy, the runs of candidate, champion and anchor, and the store where they are kept."""
-
-    names: tuple[str, str]
-    policy: Policy
-    runs: Sequence[RunData | None]
-    store: Store | None
 
 
 @contextmanager
@@ -114,46 +104,19 @@ def _asked(
     policy: str | Path | Policy,
     anchor: Checkpoint | None,
     store: Store | str | None,
-) -> Iterator[_Asked]:
-    from rlhf_bench.cli import files, wiring
+) -> Iterator[Question]:
+    from rlhf_bench.cli import wiring
+    from rlhf_bench.cli.question import question
     from rlhf_bench.harness.policy import Policy as Rules
     from rlhf_bench.harness.store import Store as Opened
 
     rules = policy if isinstance(policy, Rules) else wiring.policy(str(policy))
-    given = [_text(each) for each in (candidate, champion, anchor) if each is not None]
-    names = given[0], given[1]
-    loose = [name for name in given if files.is_file(name)]
-    if loose and len(loose) < len(given):
-        raise UserError(
-            f"{loose[0]} is a result file and '{next(name for name in given if name not in loose)}' is not: give files "
-            f"alone or runs alone (`rlhf-bench runs import` makes a run of a file)"
-        )
-    if loose:
-        with TemporaryDirectory() as folder, Opened(f"sqlite:///{folder}/files.db") as own:
-            runs = [wiring.run_data(own, files.load(name, own)) for name in given]
-            yield _Asked(names, rules, [*runs[:2], runs[-1] if rules.against_anchor else None], None)
-        return
-    opened = Opened(store) if isinstance(store, str) else store or wiring.open_store()
-    try:
-        yield _Asked(names, rules, _runs(opened, rules, *names, given[2] if anchor is not None else None), opened)
-    finally:
-        if opened is not store:
-            opened.close()
-
-
-def _runs(store: Store, rules: Policy, candidate: str, champion: str, anchor: str | None) -> list[RunData | None]:
-    from rlhf_bench.cli import gate, wiring
-
-    new = wiring.find_run(store, candidate)
-    old = wiring.find_run(store, champion, like=new)
-    fixed = gate.anchor_run(store, anchor, new, old) if rules.against_anchor else None
-    return [wiring.run_data(store, each.id) if each else None for each in (new, old, fixed)]
-
-
-def _three(runs: Sequence[RunData | None]) -> tuple[RunData, RunData, RunData | None]:
-    candidate, champion, anchor = runs
-    assert candidate is not None and champion is not None
-    return candidate, champion, anchor
+    names = _text(candidate), _text(champion), None if anchor is None else _text(anchor)
+    with (
+        Opened(store) if isinstance(store, str) else nullcontext(store) as opened,
+        question(*names, lambda _: rules, opened) as asked,
+    ):
+        yield asked
 
 
 def _text(name: Checkpoint) -> str:
@@ -166,8 +129,10 @@ def _reasons(wrong: Sequence[Check], verdict: Verdict) -> list[str]:
     return [f"{check.role} {check.reason}" for check in wrong] or list(verdict.reasons)
 
 
-def _message(what: str, asked: _Asked, verdict: Verdict, reasons: Sequence[str]) -> str:
-    candidate, champion = asked.names
+def _message(
+    what: str, asked: Question, names: tuple[Checkpoint, Checkpoint], verdict: Verdict, reasons: Sequence[str]
+) -> str:
+    candidate, champion = names
     by = f"policy {asked.policy.name}, alpha {verdict.alpha:g}"
     head = f"{candidate} {what} against {champion}: {verdict.outcome} ({by})"
     return "\n".join([head, *(f"- {reason}" for reason in reasons)])

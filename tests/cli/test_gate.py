@@ -176,7 +176,7 @@ def test_markdown_leads_with_the_decision(call: Call, line: Line, policy: str) -
         ((), "name the candidate's run"),
         (("better", "--json", "--markdown"), "one of --json, --markdown"),
         (("better", "--policy", "demo", "--target", "chat"), "two ways to say the same"),
-        (("better", "base.json", "--target", "chat", "--guard", "maths=0.1"), "is no file, and the other is"),
+        (("better", "base.json", "--target", "chat", "--guard", "maths=0.1"), "'better' is no file, and base.json is"),
     ],
 )
 def test_a_question_that_is_none_is_one_line(call: Call, line: Line, args: tuple[str, ...], says: str) -> None:

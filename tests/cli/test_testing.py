@@ -135,7 +135,7 @@ def test_two_result_files_are_asserted_and_nothing_is_kept(home: Path) -> None:
     )
     assert assert_promotes(new, old, policy).outcome == "promote"
     assert assert_not_regressed(str(new), str(old), policy, anchor=old).outcome == "promote"
-    with pytest.raises(AssertionError, match=r"guard gsm8k: lost .* points on 200 pairs"):
+    with pytest.raises(AssertionError, match=r"guard gsm8k exact_match,strict-match: lost .* points on 200 pairs"):
         assert_not_regressed(bad, old, policy)
     assert not (home / "home").exists()
 
@@ -146,7 +146,7 @@ def test_a_mistake_in_the_question_is_no_failed_assertion(home: Path, line: Line
         ("bettr", "champion", policy, "no run named 'bettr'"),
         ("better", "champion", "demoo", "Did you mean 'demo'"),
         ("base", "champion", policy, "is the champion"),
-        (str(file), "champion", policy, "a result file and 'champion' is not"),
+        (str(file), "champion", policy, "'champion' is no file, and "),
         (Path("a.json"), Path("nothing"), policy, "there is no"),
         ("better", "champion", "demo", "demo-chat"),
     ):

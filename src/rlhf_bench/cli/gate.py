@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from tempfile import TemporaryDirectory
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rlhf_bench.cli import files, options, show, tables, wiring
+from rlhf_bench.cli.question import question
 from rlhf_bench.harness.errors import UserError
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.policy import Policy
-    from rlhf_bench.harness.store import Run, Store
-    from rlhf_bench.harness.types import Verdict
+    from rlhf_bench.harness.store import Run
 
 EXIT_CODES = {"promote": 0, "reject": 1, "inconclusive": 3}
 
@@ -74,12 +73,17 @@ def gate(
         raise UserError("name the candidate's run: rlhf-bench gate CANDIDATE [CHAMPION] (or --explain --policy P)")
     if policy is not None and (target or guard):
         raise UserError("either --policy or --target and --guard: they are two ways to say the same")
+
+    def rules(run: Run) -> Policy:
+        if target or guard:
+            return files.inline_policy(target or (), guard or (), alpha, run.manifest["benchmarks"])
+        return wiring.default_policy(run) if policy is None else wiring.policy(policy)
+
     if explain:
-        return _explain(_Asked(candidate or "", champion, None, policy, tuple(target or ()), tuple(guard or ()), alpha))
+        return _explain(candidate, policy, rules)
     assert candidate is not None
-    asked = _Asked(candidate, champion, anchor, policy, tuple(target or ()), tuple(guard or ()), alpha)
-    loose = files.is_file(candidate) or files.is_file(champion)
-    verdict, number = _of_files(asked) if loose else _of_runs(asked)
+    with question(candidate, champion, anchor, rules) as asked:
+        verdict, number = asked.decided()
     if json:
         show.as_json(tables.verdict_as_json(verdict, number))
     elif markdown:
@@ -91,83 +95,14 @@ def gate(
     raise typer.Exit(EXIT_CODES[verdict.outcome])
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """The question as it was typed."""
-
-    candidate: str
-    champion: str
-    anchor: str | None
-    policy: str | None
-    targets: tuple[str, ...]
-    guards: tuple[str, ...]
-    alpha: float
-
-    def rules(self, run: Run) -> Policy:
-        """The policy, named, given by options, or the packaged one about this run's benchmarks."""
-        if self.targets or self.guards:
-            return files.inline_policy(self.targets, self.guards, self.alpha, run.manifest["benchmarks"])
-        return wiring.default_policy(run) if self.policy is None else wiring.policy(self.policy)
-
-
-def _of_runs(asked: _Asked) -> tuple[Verdict, int | None]:
-    """Runs of the store: decided by the ledger, and stored."""
-    from rlhf_bench.harness.decide import decide
-
-    with wiring.open_store() as store:
-        new = wiring.find_run(store, asked.candidate)
-        old = wiring.find_run(store, asked.champion, like=new)
-        rules = asked.rules(new)
-        fixed = anchor_run(store, asked.anchor, new, old) if rules.against_anchor else None
-        data = [wiring.run_data(store, each.id) if each else None for each in (new, old, fixed)]
-        assert data[0] and data[1]
-        found = decide(store, rules, data[0], data[1], data[2])
-    return found.verdict, found.id
-
-
-def _of_files(asked: _Asked) -> tuple[Verdict, int | None]:
-    """Result files: judged at the policy's alpha, and nothing is kept."""
-    from rlhf_bench.harness.decide import judge
-    from rlhf_bench.harness.store import Store
-
-    names = [name for name in (asked.candidate, asked.champion, asked.anchor) if name is not None]
-    for name in names:
-        if not files.is_file(name):
-            raise UserError(
-                f"'{name}' is no file, and the other is: gate two files, or keep the file as a run first with "
-                "`rlhf-bench runs import FILE`"
-            )
-    with TemporaryDirectory() as folder, Store(f"sqlite:///{folder}/files.db") as store:
-        data = [wiring.run_data(store, files.load(name, store)) for name in names]
-        rules = asked.rules(store.run(data[0].run_id))
-        anchor = data[-1] if rules.against_anchor else None
-        verdict, _ = judge(rules, data[0], data[1], anchor, alpha=rules.alpha)
-    return verdict, None
-
-
-def _explain(asked: _Asked) -> None:
+def _explain(candidate: str | None, policy: str | None, rules: Callable[[Run], Policy]) -> None:
     """The policy in words. Without one it is the candidate's run that says which."""
     from rlhf_bench.harness.words import explain
 
-    if asked.policy is not None:
-        rules = wiring.policy(asked.policy)
+    if policy is not None:
+        chosen = wiring.policy(policy)
     else:
         with wiring.open_store() as store:
-            rules = asked.rules(wiring.find_run(store, asked.candidate))
-    for line in explain(rules):
+            chosen = rules(wiring.find_run(store, str(candidate)))
+    for line in explain(chosen):
         show.say(line)
-
-
-def anchor_run(store: Store, name: str | None, new: Run, old: Run) -> Run:
-    """The fixed run that guards hold against: the one named, else that of the first champion, so that small losses
-    cannot add up; while there is none, the champion's. Raises UserError for one of the candidate itself."""
-    if name is not None:
-        found = wiring.find_run(store, name, like=new)
-        if found.checkpoint == new.checkpoint:
-            raise UserError(f"--anchor {name} is a run of the candidate itself: name one of a model that stays as it is")
-        return found
-    history = store.history()
-    if not history:
-        return old
-    first = wiring.find_checkpoint(store, history[0].checkpoint)
-    return wiring.last_run(store, first.digest, wiring.name_of(first, store), like=new)

@@ -195,7 +195,7 @@ def measure(model: str, asked: Asked, store: Store, track: Track) -> Report:
 
 def stopping(asked: Asked, store: Store) -> Stopping:
     """What ends a run early: the gate that it is for, at the level that the ledger leaves. Raises UserError."""
-    from rlhf_bench.cli.gate import anchor_run
+    from rlhf_bench.cli.question import anchor_run
     from rlhf_bench.harness.decide import LEAST, items_of, next_level
     from rlhf_bench.harness.sequential import Stopping
     from rlhf_bench.harness.stats.sequential import Design

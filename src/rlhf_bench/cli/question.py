@@ -1,0 +1,99 @@
+"""What a gate is asked: the names of candidate, champion and anchor to the runs behind them.
+
+All are runs of a store, or all are result files of other tools, which are read into a store that passes away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from rlhf_bench.cli import files, wiring
+from rlhf_bench.harness.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf_bench.harness.claims import RunData
+    from rlhf_bench.harness.policy import Policy
+    from rlhf_bench.harness.store import Run, Store
+    from rlhf_bench.harness.types import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A policy and the runs that it is held against; `store` keeps the answer, None where these are files."""
+
+    policy: Policy
+    candidate: RunData
+    champion: RunData
+    anchor: RunData | None
+    store: Store | None
+
+    def decided(self) -> tuple[Verdict, int | None]:
+        """The verdict and its number: of runs by the ledger and stored, of files at the policy's alpha and not."""
+        from rlhf_bench.harness.decide import decide, judge
+
+        runs = self.candidate, self.champion, self.anchor
+        if self.store is None:
+            return judge(self.policy, *runs, alpha=self.policy.alpha)[0], None
+        found = decide(self.store, self.policy, *runs)
+        return found.verdict, found.id
+
+
+@contextmanager
+def question(
+    candidate: str,
+    champion: str,
+    anchor: str | None,
+    rules: Callable[[Run], Policy],
+    store: Store | None = None,
+) -> Iterator[Question]:
+    """The question that these names are; `rules` gives the policy for the candidate's run.
+
+    `store` is one that is open already, else the one that the settings name. Raises UserError where a name is of
+    nothing, or where files and runs are mixed.
+    """
+    names = [name for name in (candidate, champion, anchor) if name is not None]
+    loose = [name for name in names if files.is_file(name)]
+    if loose and len(loose) < len(names):
+        other = next(name for name in names if name not in loose)
+        raise UserError(
+            f"'{other}' is no file, and {loose[0]} is: give files alone or runs alone (`rlhf-bench runs import` makes "
+            "a run of a file)"
+        )
+    if loose:
+        from rlhf_bench.harness.store import Store as Opened
+
+        with TemporaryDirectory() as folder, Opened(f"sqlite:///{folder}/files.db") as own:
+            runs = [wiring.run_data(own, files.load(name, own)) for name in names]
+            policy = rules(own.run(runs[0].run_id))
+            yield Question(policy, runs[0], runs[1], runs[-1] if policy.against_anchor else None, None)
+        return
+    opened = store or wiring.open_store()
+    try:
+        new = wiring.find_run(opened, candidate)
+        old = wiring.find_run(opened, champion, like=new)
+        policy = rules(new)
+        fixed = anchor_run(opened, anchor, new, old) if policy.against_anchor else None
+        found = [wiring.run_data(opened, each.id) for each in (new, old, fixed) if each is not None]
+        yield Question(policy, found[0], found[1], found[2] if fixed is not None else None, opened)
+    finally:
+        if store is None:
+            opened.close()
+
+
+def anchor_run(store: Store, name: str | None, new: Run, old: Run) -> Run:
+    """The fixed run that guards hold against: the one named, else that of the first champion, so that small losses
+    cannot add up; while there is none, the champion's. Raises UserError for one of the candidate itself."""
+    if name is not None:
+        found = wiring.find_run(store, name, like=new)
+        if found.checkpoint == new.checkpoint:
+            raise UserError(f"anchor {name} is a run of the candidate itself: name one of a model that stays as it is")
+        return found
+    history = store.history()
+    if not history:
+        return old
+    first = wiring.find_checkpoint(store, history[0].checkpoint)
+    return wiring.last_run(store, first.digest, wiring.name_of(first, store), like=new)
