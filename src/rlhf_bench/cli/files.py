@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ValidationError
-
 from rlhf_bench.harness.errors import UnknownName, UserError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from rlhf_bench.harness.policy import Policy
     from rlhf_bench.harness.store import Store
     from rlhf_bench.harness.types import Report
@@ -33,7 +33,7 @@ ACCEPTED = (
 )
 _SUFFIX = re.compile(r"\.(json|jsonl|csv)(\.gz)?$")
 _RESULTS = ("results_*.json", "*/results_*.json")
-C = TypeVar("C", bound=BaseModel)
+C = TypeVar("C", bound="BaseModel")
 
 
 def is_file(text: str) -> bool:
@@ -113,6 +113,8 @@ def _fraction(option: str, text: str) -> float:
 
 def _checked(cls: type[C], source: str, given: Mapping[str, Any]) -> C:
     """What `given` makes, or the first thing that is wrong with it as one line."""
+    from pydantic import ValidationError
+
     try:
         return cls.model_validate(given)
     except ValidationError as error:

@@ -345,8 +345,12 @@ def run_data(store: Store, run_id: str) -> RunData:
     """A finished run as the gate reads it, with the figures of its benchmarks that are no means."""
     from rlhf_bench import suites
     from rlhf_bench.harness.claims import RunData
+    from rlhf_bench.harness.compare import macro_average
 
-    return RunData.load(store, run_id, suites.figures(store.run(run_id).manifest.get("benchmarks", ())))
+    facts = store.run(run_id).manifest.get("benchmarks", {})
+    own = suites.figures(facts)
+    figures = {name: {f"{facts[name]['metric']},macro": macro_average, **own.get(name, {})} for name in facts}
+    return RunData.load(store, run_id, figures)
 
 
 def find_checkpoint(store: Store, name: str) -> Checkpoint:
