@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from sqlalchemy import Column, Connection, delete, func, select, update
+from sqlalchemy import delete, func, select, update
 
 from rlhf_bench.harness.codec import digest
 from rlhf_bench.harness.errors import CorruptRow, Fault, UnknownName, UserError
@@ -218,7 +218,8 @@ class Store:
         replaced = {name: new_records.excluded[name] for name in ("digest", "sample", "value")}
         upsert = new_records.on_conflict_do_update(index_elements=["run", "benchmark", "sample_id"], set_=replaced)
         with transaction(self._engine, write=True) as connection:
-            if not _has(connection, tables.runs.c.id, run_id):
+            known = select(tables.runs.c.id).where(tables.runs.c.id == run_id)
+            if connection.execute(known).first() is None:
                 raise UnknownName("run", run_id, connection.execute(select(tables.runs.c.id)).scalars())
             connection.execute(new_samples, [{"key": key, "value": samples[key]} for key in sorted(samples)])
             last = connection.execute(select(func.max(t.c.position)).where(t.c.run == run_id)).scalar()
@@ -391,10 +392,6 @@ def _uncollected() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
-
-
-def _has(connection: Connection, column: Column[T], value: T) -> bool:
-    return connection.execute(select(column).where(column == value)).first() is not None
 
 
 def _matching(prefix: str, names: Sequence[str]) -> list[str]:
