@@ -146,15 +146,17 @@ def chance(
     items: float | None = None,
     variance: float | None = None,
     threshold: float | None = None,
+    exact: bool = True,
 ) -> float:
     """How likely the check is to pass where this is the true difference; with other items, another variance of an
-    item's difference or another threshold than the check's where they are given."""
+    item's difference or another threshold than the check's where they are given. `exact` as for `chance_to_show`."""
     kind: Kind = "binary" if check.spread.binary else "continuous"
     count = check.spread.items if items is None else items
     sd = math.sqrt(check.spread.variance if variance is None else variance)
     limit = check.threshold if threshold is None else threshold
     return math.prod(
-        chance_to_show(difference, limit, stage.share * count, sd, stage.alpha, kind=kind) for stage in check.stages
+        chance_to_show(difference, limit, stage.share * count, sd, stage.alpha, kind=kind, exact=exact)
+        for stage in check.stages
     )
 
 
@@ -228,11 +230,16 @@ def _detectable(check: PlannedCheck, power: float) -> float:
 def _samples(check: PlannedCheck, true: float, power: float) -> int | None:
     """The fewest items with the wished power, all of them asked as the run's were."""
 
-    def passed(log_items: float) -> float:
-        return chance(check, true, items=math.exp(log_items))
+    def passed(log_items: float, exact: bool = False) -> float:
+        return chance(check, true, items=math.exp(log_items), exact=exact)
 
     found = _least(passed, power, math.log(MOST_SAMPLES)) if true > check.threshold else None
-    return None if found is None else max(2, math.ceil(math.exp(found) - 1e-6))
+    if found is None:
+        return None
+    items = max(2, math.ceil(math.exp(found) - 1e-6))
+    while passed(math.log(items), exact=True) < power:  # a step of the counts
+        items += math.ceil(items / 30)
+    return items
 
 
 def _repeats(check: PlannedCheck, true: float, power: float) -> int | None:
@@ -264,9 +271,16 @@ def _with_joint_margin(check: PlannedCheck, each: float) -> PlannedCheck:
 
 def _enough(check: PlannedCheck, power: float) -> float | None:
     """The least true gain of a target, or margin of a guard that loses nothing, with this chance to pass."""
-    if check.role == "target":
-        return _least(lambda gain: chance(check, gain), power, 1.0)
-    return _least(lambda margin: chance(check, 0.0, threshold=-margin), power, 1.0)
+
+    def passed(distance: float, exact: bool = False) -> float:
+        if check.role == "target":
+            return chance(check, distance, exact=exact)
+        return chance(check, 0.0, threshold=-distance, exact=exact)
+
+    found = _least(passed, power, 1.0)
+    while found is not None and passed(found, exact=True) < power:  # a step of the counts
+        found = None if found >= 1 else min(1.0, 1.03 * found)
+    return found
 
 
 def _least(rising: Callable[[float], float], goal: float, highest: float) -> float | None:

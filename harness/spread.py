@@ -196,13 +196,17 @@ def _texts(record: Record) -> list[str]:
 
 
 class _Scores(NamedTuple):
-    """The graded records of one part with their scores, and how many items there are and are not graded."""
+    """The graded records of one part with their scores, and how many items there are and are not graded.
+
+    `stretch` is how many times the variance of the scores that of a figure made of them is; 1 of the scores themselves.
+    """
 
     records: list[Record]
     values: NDArray[np.float64]
     binary: bool
     items: int
     ungraded: int
+    stretch: float
 
 
 def _of_part(part: Part, run: RunData, twin: RunData | None) -> Spread:
@@ -252,11 +256,13 @@ def _scores(part: Part, run: RunData) -> _Scores:
     kept, values = [record for record, _ in graded], np.array([value for _, value in graded])
     if not ((values >= 0) & (values <= 1)).all():
         raise UserError(f"'{name}': {part.metric} of run {run.run_id} is not from 0 to 1, so no gate can compare it")
+    stretch = 1.0
     if figure is not None:
-        values = np.asarray(figure(kept, values.tolist()), dtype=np.float64)
+        before, values = values, np.asarray(figure(kept, values.tolist()), dtype=np.float64)
+        stretch = float(values.var() / before.var()) if before.var() > 0 else 1.0
     binary = facts["kind"] == "binary" if own else figure is None and bool(np.isin(values, (0.0, 1.0)).all())
     items, found = ({_item(record) for record in each} for each in (records, kept))
-    return _Scores(kept, values, binary, len(items), len(items - found))
+    return _Scores(kept, values, binary, len(items), len(items - found), stretch)
 
 
 def _item(record: Record) -> str:
@@ -273,8 +279,11 @@ def _assumed(part: Part, scores: _Scores) -> float:
     """
     if (part.benchmark, part.metric) in MEASURED:
         return MEASURED[part.benchmark, part.metric]
-    if (scores.binary and part.benchmark in USUAL) or (part.benchmark, part.metric) == ("truthfulqa_mc2", "acc"):
-        return USUAL[part.benchmark]
+    figure = scores.stretch != 1.0
+    if part.benchmark in USUAL and (
+        scores.binary or figure or (part.benchmark, part.metric) == ("truthfulqa_mc2", "acc")
+    ):
+        return USUAL[part.benchmark] * scores.stretch
     values = np.concatenate([scores.values, [0.0, 1.0]]) if scores.binary else scores.values
     variance = float(values.var())
     if variance == 0:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from rlhf_bench.harness.stats.intervals import Floats
+from rlhf_bench.harness.stats.evidence import binary_evidence
 from rlhf_bench.harness.stats.paired import tango_z
 from rlhf_bench.harness.types import Kind
 
@@ -93,19 +94,23 @@ def repeats_to_decide(
     return max(1, math.ceil(repeats * within * variance / left)) if left > 0 else math.inf
 
 
-def chance_to_show(difference: float, threshold: float, n: float, sd: float, alpha: float, *, kind: Kind) -> float:
+def chance_to_show(
+    difference: float, threshold: float, n: float, sd: float, alpha: float, *, kind: Kind, exact: bool = True
+) -> float:
     """The power of the gate's test: how likely n pairs with this true `difference` show it to be above `threshold`.
 
     `sd` is that of one pair's difference: for binary pairs √q, q the share of pairs that change either way. Binary is
-    Tango's score test, above 0 mid-p too: every outcome is enumerated where fewer than `_FEW` pairs are expected to
-    change (n·q), else the chance is by the delta method around the expected counts, within 0.02 of the exact one. For
-    continuous scores it is the t-test's, by the noncentral t. Where the difference is above, it rises with n, but for
-    the steps that a few counts make.
+    Tango's score test, above 0 mid-p too: where fewer than `_FEW` pairs are expected to change (n·q), the outcomes that
+    `binary_evidence` would show are counted; else the chance is by the delta method around the expected counts, within
+    0.02 of that. Not `exact`, outcomes are counted by Tango's and mid-p alone, which is fast and for a few pairs too
+    high by a step. For continuous scores it is the t-test's, by the noncentral t. Where the difference is above, it
+    rises with n, but for the steps that a few counts make.
     """
     if kind == "binary":
         q = min(1.0, max(sd**2, abs(difference)))
-        by = _enumerated if n * q < _FEW else _by_delta
-        return by(difference, threshold, n, q, alpha)
+        if n * q < _FEW:
+            return _counted(difference, threshold, max(1, round(n)), q, alpha, exact)
+        return _by_delta(difference, threshold, n, q, alpha)
     if sd == 0:
         return float(difference > threshold)
     shift = math.sqrt(n) * (difference - threshold) / sd
@@ -114,25 +119,38 @@ def chance_to_show(difference: float, threshold: float, n: float, sd: float, alp
     return float(1 - special.nctdtr(n - 1, shift, special.stdtrit(n - 1, 1 - alpha)))
 
 
-def _enumerated(difference: float, threshold: float, n: float, q: float, alpha: float) -> float:
-    """Over every number of changed and of gained pairs that is at all likely, by the rule of `binary_evidence`."""
-    size = max(1, round(n))
-    most = min(size, math.ceil(size * q + 8 * math.sqrt(size * q) + 8))
-    changed, gained = np.tril_indices(most + 1)
-    p = special.ndtr(-tango_z(gained, changed - gained, size, threshold))
-    if threshold == 0:
-        midp = (special.bdtrc(gained, changed, 0.5) + special.bdtrc(gained - 1, changed, 0.5)) / 2
-        p = np.maximum(p, midp)
+def _counted(difference: float, threshold: float, n: int, q: float, alpha: float, exact: bool) -> float:
+    """Over every number of changed pairs that is at all likely, the chance of enough gains among them."""
+    spread = 5 * math.sqrt(n * q) + 5
+    changed = np.arange(max(0, math.floor(n * q - spread)), min(n, math.ceil(n * q + spread)) + 1)
+    least = _least_gained(changed, n, threshold, alpha, exact)
     up = (q + difference) / (2 * q) if q > 0 else 0.5
-    shown = p < alpha
-    weight = _binomial(changed[shown], size, q) * _binomial(gained[shown], changed[shown], up)
-    return min(1.0, float(weight.sum()))
+    ways = special.gammaln(n + 1.0) - special.gammaln(changed + 1.0) - special.gammaln(n - changed + 1.0)
+    weight = np.exp(ways + special.xlogy(changed, q) + special.xlog1py(n - changed, -q))
+    enough = np.where(least > 0, special.bdtrc(np.minimum(least, changed + 1) - 1.0, changed, up), 1.0)
+    return min(1.0, float(weight @ np.where(least > changed, 0.0, enough)))
 
 
-def _binomial(count: Counts, n: Counts | int, p: float) -> Floats:
-    """The probability of each count out of n."""
-    ways = special.gammaln(np.asarray(n) + 1.0) - special.gammaln(count + 1.0) - special.gammaln(n - count + 1.0)
-    return np.exp(ways + special.xlogy(count, p) + special.xlog1py(n - count, -p))
+def _least_gained(changed: Counts, n: int, threshold: float, alpha: float, exact: bool) -> Counts:
+    """The fewest gains that show the difference, for each number of changed pairs; one more than there are: none do."""
+    gained = np.arange(changed[-1] + 1)
+    lost = np.maximum(changed[:, None] - gained, 0)
+    p = special.ndtr(-tango_z(gained, lost, n, threshold))
+    if threshold == 0:
+        at_least = np.where(gained > 0, special.bdtrc(np.maximum(gained - 1, 0), gained + lost, 0.5), 1.0)
+        p = np.maximum(p, (special.bdtrc(gained, gained + lost, 0.5) + at_least) / 2)
+    shown = (p < alpha) & (gained <= changed[:, None])
+    least: Counts = np.where(shown.any(axis=1), shown.argmax(axis=1), changed + 1)
+    if exact:
+        for row, most in enumerate(changed):
+            while least[row] <= most and not _shown(int(least[row]), int(most - least[row]), n, threshold, alpha):
+                least[row] += 1
+    return least
+
+
+@lru_cache(maxsize=1 << 16)
+def _shown(gained: int, lost: int, n: int, threshold: float, alpha: float) -> bool:
+    return binary_evidence(gained, lost, n, threshold=threshold, alpha=alpha).p_above < alpha
 
 
 def _by_delta(difference: float, threshold: float, n: float, q: float, alpha: float) -> float:

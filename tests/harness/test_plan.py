@@ -117,7 +117,7 @@ sizes = st.integers(60, 1500)
 margins = st.sampled_from([0.02, 0.05, 0.1])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(n=sizes, margin=margins, power=st.sampled_from([0.5, 0.8, 0.95]))
 def test_so_many_samples_have_the_power_and_so_wide_a_margin_has_its_share(n: int, margin: float, power: float) -> None:
     found = plan(policy(guard("own", margin), guard("gsm8k", margin)), _light(chat=n, own=n, gsm8k=n), power=power)
@@ -135,7 +135,7 @@ def test_so_many_samples_have_the_power_and_so_wide_a_margin_has_its_share(n: in
     assert found.promote == pytest.approx(found.targets * found.guards)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(n=st.integers(500, 1500), factor=st.integers(2, 4))
 def test_more_samples_give_more_power_and_a_smaller_effect(n: int, factor: int) -> None:
     rules = policy(guard("own", 0.03))

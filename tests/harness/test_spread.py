@@ -15,6 +15,7 @@ from tests.harness.test_repeats import Guesser
 from tests.harness.test_run import CHOICES, SUMS, TURNS, LongerWins
 
 from rlhf_bench.harness.claims import RunData
+from rlhf_bench.harness.compare import macro_average
 from rlhf_bench.harness.errors import UnknownName, UserError
 from rlhf_bench.harness.policy import Part
 from rlhf_bench.harness.run import evaluate
@@ -125,6 +126,17 @@ def test_a_figure_varies_as_its_values_on_the_records_do() -> None:
     run = replace(plain, figures={"own": {"stretched": lambda rs, scores: [3 * score - 1 for score in scores]}})
     found = spread([Part(benchmark="own", metric="stretched")], run)
     assert found.variance == pytest.approx(9 * values.var())
+
+
+def test_the_mean_of_unequal_strata_varies_more_than_the_mean_of_samples() -> None:
+    """A macro average of parts with 10 and 90 samples: those of the small part weigh nine times as much."""
+    strata = ["small"] * 10 + ["large"] * 90
+    given = {"mmlu": records("mmlu", [[float(i % 2)] for i in range(100)], stratum=strata)}
+    run = replace(run_of(given), figures={"mmlu": {"m,macro": macro_average}})
+    plain, macro = (spread([Part(benchmark="mmlu", metric=name)], run).variance for name in ("m", "m,macro"))
+    assert plain == 0.10
+    weights = [(size, (100 / (2 * size)) ** 2 * size / (size - 1) * 99 / 100) for size in (10, 90)]
+    assert macro == pytest.approx(0.10 * sum(size * weight for size, weight in weights) / 100)
 
 
 # What is measured
