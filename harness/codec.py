@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -55,3 +56,17 @@ def sample_digest(sample: Sample) -> str:
     """Identifies what a sample asks: its requests and its reference, not its id or its place in a file."""
     asked = [[plain(r.prompt), plain(r.sampling), r.continuation, r.index] for r in sample.requests]
     return digest([asked, sample.reference])
+
+
+def question_digest(sample: Sample) -> str:
+    """Identifies the question alone: another seed, temperature or repeat of it is the same one."""
+    return digest([sorted({digest([plain(r.prompt), r.continuation]) for r in sample.requests}), sample.reference])
+
+
+def items_in(manifest: Mapping[str, Any], benchmarks: Iterable[str]) -> dict[str, str]:
+    """By benchmark the digest of a run's questions: what decisions on the same samples are counted by.
+
+    The manifest says them under "items"; older ones, and those of files, have the samples' digest alone.
+    """
+    facts, items = manifest.get("benchmarks", {}), manifest.get("items", {})
+    return {name: str(items.get(name) or facts[name].get("digest", "")) for name in benchmarks if name in facts}

@@ -4,8 +4,8 @@
 
 Whoever gates twenty candidates on the same samples at 0.05 each promotes a worthless one in about one of three cases.
 So all decisions on the same samples share the policy's alpha: alpha/T each where T are planned, else 6·alpha/(π²·t²)
-for the t-th, and never more than is left. New samples begin anew. A decision is spent once: the same runs under the
-same policy give the same verdict again, at the level that they had.
+for the t-th, and never more than is left. New samples begin anew; another seed or temperature makes none. A decision is
+spent once: the same runs under the same policy give the same verdict again, at the level that they had.
 
 With `halves` a candidate is judged on one half of the samples as often as you like; only one that passes there is held
 against the other half, which spends, and of which no more is told than whether it agrees (Blum & Hardt 2015).
@@ -19,6 +19,7 @@ from dataclasses import replace
 
 from rlhf_bench.harness import sequential
 from rlhf_bench.harness.claims import RunData
+from rlhf_bench.harness.codec import items_in
 from rlhf_bench.harness.errors import LostRace
 from rlhf_bench.harness.gate import gate
 from rlhf_bench.harness.policy import Halves, Policy
@@ -114,9 +115,8 @@ def _confirms(record: Record, halves: Halves) -> bool:
 
 
 def items_of(policy: Policy, run: RunData) -> dict[str, str]:
-    """The digest of the samples of each benchmark that the policy decides on."""
-    facts = run.benchmarks
-    return {name: str(facts[name].get("digest", "")) for name in policy.benchmarks if name in facts}
+    """The digest of the questions of each benchmark that the policy decides on."""
+    return items_in(run.manifest, policy.benchmarks)
 
 
 def _known(store: Store, policy: Policy, candidate: RunData, champion: RunData) -> StoredVerdict | None:

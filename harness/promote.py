@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlhf_bench.harness.checkpoint import stamps, verify
+from rlhf_bench.harness.codec import items_in
 from rlhf_bench.harness.errors import ChangedCheckpoint, LostRace, UserError
 from rlhf_bench.harness.store import Champion, Decision, How, Line, Store
 from rlhf_bench.harness.types import Checkpoint, Verdict
@@ -205,9 +206,9 @@ def _require_same_data(line: Line, verdict_id: int, verdict: Verdict) -> None:
                 f"the {role}'s run {run_id} is of {run.checkpoint[:12]}, verdict {verdict_id} about "
                 f"{about[role][:12]}: gate again"
             )
-        facts = run.manifest.get("benchmarks", {})
+        found = items_in(run.manifest, verdict.items)
         for name, digest in verdict.items.items():
-            if facts.get(name, {}).get("digest") != digest:
+            if found.get(name) != digest:
                 raise UserError(
                     f"run {run_id} now has other samples of '{name}' than those of verdict {verdict_id}: gate again"
                 )

@@ -16,7 +16,7 @@ from importlib import metadata
 from textwrap import shorten
 from typing import Any, Protocol
 
-from rlhf_bench.harness.codec import digest, plain, sample_digest
+from rlhf_bench.harness.codec import digest, plain, question_digest, sample_digest
 from rlhf_bench.harness.engines import Engine
 from rlhf_bench.harness.engines.stored import stored_or_asked
 from rlhf_bench.harness.errors import Fault, RlhfBenchError, UserError
@@ -414,6 +414,7 @@ def _manifest(
             }
             for benchmark in suite.benchmarks
         },
+        "items": {name: digest(sorted({question_digest(each) for each in loaded})) for name, loaded in samples.items()},
         "limit": limit,
         "seed": protocol.seed,
         "created": datetime.now(UTC).isoformat(),

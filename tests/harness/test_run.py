@@ -682,3 +682,16 @@ def test_a_later_turn_without_a_place_of_its_own_is_a_fault(store: Store) -> Non
         broken = replace(TURNS, follow=lambda sample, completions, wrong=wrong: (wrong,))
         with pytest.raises(Fault, match="needs its id, and an index of its own"):
             run(store, Calculator(), suite=Suite("broken", (broken,)), limit=1)
+
+
+def test_another_seed_asks_the_same_questions_and_a_smaller_limit_does_not(store: Store) -> None:
+    whole, again, less = (
+        evaluate(SUITE, Calculator(), protocol=protocol, store=store, judge=LongerWins(), limit=limit).manifest["items"]
+        for protocol, limit in (
+            (EvalProtocol("p"), None),
+            (EvalProtocol("p", temperature=0.7, sampling_seed=3), None),
+            (EvalProtocol("p"), 2),
+        )
+    )
+    assert whole == again
+    assert all(whole[name] != less[name] for name in whole)
