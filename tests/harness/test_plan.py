@@ -117,7 +117,7 @@ sizes = st.integers(60, 1500)
 margins = st.sampled_from([0.02, 0.05, 0.1])
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(n=sizes, margin=margins, power=st.sampled_from([0.5, 0.8, 0.95]))
 def test_so_many_samples_have_the_power_and_so_wide_a_margin_has_its_share(n: int, margin: float, power: float) -> None:
     found = plan(policy(guard("own", margin), guard("gsm8k", margin)), _light(chat=n, own=n, gsm8k=n), power=power)

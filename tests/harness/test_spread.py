@@ -163,7 +163,7 @@ def test_calm_answers_leave_the_rest_to_how_models_differ() -> None:
     assert found.between == pytest.approx(0.12 - (found.within or 0.0))
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(repeats=st.integers(2, 6), seed=st.integers(0, 1000))
 def test_repeats_of_the_run_show_what_a_twin_would(repeats: int, seed: int) -> None:
     chances = np.random.default_rng(seed).beta(1, 2, 1000)
