@@ -13,12 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.harness.test_run import CHOICES, DUELS, SUMS, TURNS, LongerWins, N, after, interrupt, without_dates
 
+from rlhf_bench.harness.claims import RunData
 from rlhf_bench.harness.codec import digest, dumps, loads, sample_digest
 from rlhf_bench.harness.compare import compare, pair
+from rlhf_bench.harness.decide import split
 from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.gate import gate
+from rlhf_bench.harness.policy import Halves, Policy
 from rlhf_bench.harness.repeats import sampled
 from rlhf_bench.harness.run import evaluate
-from rlhf_bench.harness.stats import estimate
+from rlhf_bench.harness.stats import continuous_evidence, estimate
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import (
     Benchmark,
@@ -217,6 +221,31 @@ def test_two_runs_with_repeats_pair_answer_by_answer_in_clusters_of_items(store:
     )
     naive = compare(*alone, benchmark="sums", metric="exact", kind="binary")
     assert naive.difference == found.difference and naive.paired == 3 * N
+
+
+def test_the_gate_decides_on_items_and_halves_do_not_part_their_answers(store: Store) -> None:
+    rules = Policy.model_validate(
+        {
+            "name": "p",
+            "against_anchor": False,
+            "targets": [{"benchmark": "sums", "metric": "exact"}],
+            "guards": [{"benchmark": "choices", "metric": "acc", "margin": 0.2}],
+        }
+    )
+    runs = [run(store, Guesser(skill), [SUMS, CHOICES], replace(TWICE, repeats=4)) for skill in (0.95, 0.3)]
+    new, old = (RunData.load(store, each.run_id) for each in runs)
+    new = replace(new, checkpoint="n" * 64)
+    check = next(check for check in gate(rules, new, old).checks if check.role == "target")
+    assert (check.pairs, check.outcome) == (4 * N, "pass")
+    means = [
+        np.array([r.score.value for r in each.records["sums"]], dtype=float).reshape(N, 4).mean(axis=1)
+        for each in (new, old)
+    ]
+    by_item = continuous_evidence(means[0] - means[1], threshold=0.0, alpha=check.level)
+    assert check.low == pytest.approx(by_item.low, abs=0.03) and check.p == pytest.approx(by_item.p_above, abs=0.005)
+    parts = [split(new, Halves(salt="s"), confirm).records["sums"] for confirm in (False, True)]
+    clusters = [{record.sample.tags["cluster"] for record in part} for part in parts]
+    assert all(clusters) and not clusters[0] & clusters[1]
 
 
 def test_a_judge_sees_each_answer_once_under_its_own_name(store: Store) -> None:
