@@ -129,7 +129,7 @@ def encode(tokenizer: Any, prompt: Conversation, answer: str) -> tuple[list[int]
     tail = whole.removeprefix(head)
     if tail == whole:
         raise UserError(f"the chat template of {where} renders a prompt differently once it is answered: mend it")
-    if not tail.startswith(answer.strip()) and head == tokenizer.apply_chat_template(turns, tokenize=False):
+    if not tail.lstrip().startswith(answer.strip()) and head == tokenizer.apply_chat_template(turns, tokenize=False):
         raise UserError(f"the chat template of {where} does not add the assistant's header to a prompt: mend it")
     options = {"add_special_tokens": False, "verbose": False}  # verbose warns of lengths, which the caller counts
     return list(tokenizer(head, **options)["input_ids"]), list(tokenizer(tail, **options)["input_ids"])
