@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import special
 
+from rlhf_bench.harness.stats.restricted import NO_SPREAD as NO_SPREAD
+from rlhf_bench.harness.stats.restricted import Floats as Floats
+from rlhf_bench.harness.stats.restricted import score_low
 from rlhf_bench.harness.types import Kind
 
-Floats: TypeAlias = NDArray[np.float64]
-NO_SPREAD = 1e-12
-"""Residuals up to this size are rounding, not spread."""
+LOPSIDED = 0.1
+"""Skewness over √n from which on the t interval covers too rarely."""
+FEW = 0.5
+"""Sum of squared residuals, in squares of the way to the scale's end, below which something rare may be unseen."""
 
 
 class Interval(NamedTuple):
@@ -82,7 +86,9 @@ def mean_interval(
 ) -> Interval:
     """The mean over clusters with these sums and sizes, ± t_{G-1} · SE, cut at the ends of the scale.
 
-    Without spread (also: one cluster) the bounds are `bounded_low`'s; none where a value lies off the scale.
+    Scores that lie lopsided, or hardly differ, get the score interval instead (`restricted`): for them t covers as
+    little as half as often as it says. Without spread (also: one cluster) the bounds are `bounded_low`'s. Where a value
+    lies off the scale it is t, or none without spread.
     """
     mean, se = mean_se(sums, sizes)
     count = sums.size
@@ -95,11 +101,21 @@ def mean_interval(
         tail = (1 - level) / 2
         low, high = bounded_low(means, tail, lowest), -bounded_low(-means, tail, -highest)
         return Interval(mean, low, high, 0.0, f"bounded, {what} without spread")
+    if on_scale and _t_errs(sums, sizes, max(mean - lowest, highest - mean)):
+        tail = (1 - level) / 2
+        low = score_low(sums, sizes, tail, lowest, highest)
+        return Interval(mean, low, -score_low(-sums, sizes, tail, -highest, -lowest), se, f"score, {what}")
     half = float(special.stdtrit(count - 1, (1 + level) / 2)) * se
     low, high = mean - half, mean + half
     if on_scale:
         low, high = max(low, lowest), min(high, highest)
     return Interval(mean, low, high, se, f"t, {what}")
+
+
+def _t_errs(sums: Floats, sizes: Floats, reach: float) -> bool:
+    residuals = (sums - sums.sum() / sizes.sum() * sizes) / sizes.mean()
+    squares = float(residuals @ residuals)
+    return squares < FEW * reach**2 or abs(float((residuals**3).sum())) > LOPSIDED * squares**1.5
 
 
 def by_cluster(values: Floats, clusters: Sequence[str] | None) -> tuple[Floats, Floats]:
@@ -130,16 +146,6 @@ def bounded_low(values: Floats, tail: float, lowest: float) -> float:
     middle = float(np.median(values))
     below = int((values < middle - NO_SPREAD).sum())
     return middle - (middle - lowest) * clopper_pearson(below, values.size, 1 - 2 * tail)[1]
-
-
-def bounded_p(values: Floats, threshold: float, lowest: float) -> float:
-    """The p-value that belongs to `bounded_low`, for "the mean is above `threshold`"."""
-    middle = float(np.median(values))
-    if threshold >= middle:
-        return 1.0
-    below = int((values < middle - NO_SPREAD).sum())
-    share = (middle - threshold) / (middle - lowest)
-    return float(special.bdtr(below, values.size, min(share, 1.0)))
 
 
 def _proportion(successes: int, n: int, level: float) -> Interval:

@@ -16,7 +16,7 @@ from scipy import stats
 from rlhf_bench.harness.errors import UnknownName, UserError
 from rlhf_bench.harness.gate import RunData, gate, require_comparable
 from rlhf_bench.harness.policy import Guard, Policy, Target
-from rlhf_bench.harness.stats import mcnemar_midp, tango_interval, tango_z
+from rlhf_bench.harness.stats import mcnemar_midp, tango_exact_p, tango_interval, tango_z
 from rlhf_bench.harness.store import Run, Store
 from rlhf_bench.harness.types import Check, Record, Report, Request, Sample, Score
 
@@ -145,8 +145,9 @@ def test_the_outcome_is_that_of_the_written_rules(
     (b, c, m), (gained, lost, same) = sums, code
     n = gained + lost + same + 1
     better = mcnemar_midp(b, c) < alpha
-    futile = float(tango_z(b, c, b + c + m + 1, 0)) < -z
-    safe, harmed = (float(s * tango_z(gained, lost, n, -margin)) > z for s in (1, -1))
+    futile = mcnemar_midp(c, b) < alpha
+    safe = float(tango_z(gained, lost, n, -margin)) > z and tango_exact_p(gained, lost, n, -margin) < alpha
+    harmed = float(tango_z(gained, lost, n, -margin)) < -z and tango_exact_p(lost, gained, n, margin) < alpha
     verdict = gate(rules, *runs(sums=pairs(b, c, m, 1), code=pairs(gained, lost, same, 1)))
     expected = "reject" if harmed or futile else "promote" if better and safe else "inconclusive"
     assert verdict.outcome == expected

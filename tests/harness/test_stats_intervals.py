@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import statsmodels.api as sm
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.stats import binom
 from statsmodels.stats.proportion import proportion_confint
 
@@ -63,8 +66,17 @@ def test_clustered_error_and_interval_agree_with_statsmodels(rows: list[tuple[fl
     fit = sm.OLS(values, np.ones(len(values))).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
     assert found.mean == pytest.approx(fit.params[0])
     assert found.se == pytest.approx(fit.bse[0])
-    low, high = fit.conf_int()[0]
-    assert found[1:3] == pytest.approx((max(low, 0), min(high, 1)), abs=1e-9)
+    if found.method.startswith("t, "):
+        low, high = fit.conf_int()[0]
+        assert found[1:3] == pytest.approx((max(low, 0), min(high, 1)), abs=1e-9)
+
+
+def test_a_lopsided_clustered_score_keeps_the_error_and_changes_the_interval() -> None:
+    values, groups = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0]), ["a", "a", "a", "a", "b", "c"]
+    found = estimate(values, kind="continuous", clusters=groups)
+    fit = sm.OLS(values, np.ones(6)).fit(cov_type="cluster", cov_kwds={"groups": [0, 0, 0, 0, 1, 2]}, use_t=True)
+    assert found.se == pytest.approx(fit.bse[0])
+    assert found.method == "score, 3 clusters"
 
 
 def test_clustered_error_is_millers_with_the_factor_for_few_clusters() -> None:
@@ -116,6 +128,33 @@ def test_a_macro_average_weighs_strata_alike() -> None:
 def test_a_stratum_of_one_gives_no_interval() -> None:
     found = estimate([1.0, 0.0, 1.0], kind="binary", strata=["a", "a", "b"])
     assert found[:4] == (0.75, None, None, None)
+
+
+Sampler = Callable[[np.random.Generator, int], NDArray[np.float64]]
+SHAPES: dict[str, tuple[Sampler, float]] = {
+    "judge, even": (lambda rng, n: rng.choice([0, 0.5, 1], n, p=[0.4, 0.2, 0.4]), 0.5),
+    "judge, rarely wins": (lambda rng, n: rng.choice([0, 0.5, 1], n, p=[0.955, 0.03, 0.015]), 0.03),
+    "beta, 0.1": (lambda rng, n: rng.beta(0.1, 0.9, n), 0.1),
+    "tenths": (lambda rng, n: 1 - rng.binomial(9, 0.15, n) / 9, 0.85),
+    "rare failures": (lambda rng, n: np.where(rng.random(n) < 0.05, 0, 0.8 + rng.uniform(-0.02, 0.02, n)), 0.76),
+    "four answers each": (lambda rng, n: rng.binomial(4, rng.beta(0.95, 0.05, n)) / 4, 0.95),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("n", [20, 80])
+def test_a_mean_is_covered_as_often_as_it_says_whatever_its_shape(shape: str, n: int) -> None:
+    draw, mean = SHAPES[shape]
+    rng = np.random.default_rng(n)
+    found = [estimate(draw(rng, n), kind="continuous")[1:3] for _ in range(400)]
+    assert 0.92 < np.mean([low <= mean <= high for low, high in found if low is not None and high is not None]) <= 0.995
+
+
+def test_even_scores_get_the_t_interval_and_lopsided_ones_the_score_interval() -> None:
+    rng = np.random.default_rng(0)
+    assert estimate(rng.random(80), kind="continuous").method == "t, 80 items"
+    assert estimate(rng.beta(0.03, 0.97, 80), kind="continuous").method == "score, 80 items"
+    assert estimate(0.5 + 0.001 * rng.random(80), kind="continuous").method == "score, 80 items"
 
 
 @given(scores, st.floats(0.5, 0.98))

@@ -17,6 +17,7 @@ from rlhf_bench.harness.stats import (
     mcnemar_midp,
     mean_interval,
     sign_flip_p,
+    tango_exact_p,
     tango_interval,
     tango_low,
     tango_z,
@@ -123,6 +124,40 @@ def test_tango_wrongly_calls_safe_at_most_six_times_in_a_hundred_whatever_the_di
     assert 0.03 < worst <= 0.061
 
 
+@pytest.mark.parametrize(("gained", "lost", "n", "difference"), [(2, 3, 12, -0.1), (0, 0, 15, -0.2), (6, 1, 20, 0.1)])
+def test_tangos_exact_tail_is_the_sum_over_all_tables(gained: int, lost: int, n: int, difference: float) -> None:
+    def minus_log_likelihood(q: float) -> float:
+        same = n - gained - lost
+        return -float(
+            special.xlogy(gained, q + difference) + special.xlogy(lost, q) + special.xlogy(same, 1 - 2 * q - difference)
+        )
+
+    bounds = (max(0.0, -difference), (1 - difference) / 2)
+    q = optimize.minimize_scalar(minus_log_likelihood, bounds=bounds, method="bounded", options={"xatol": 1e-12}).x
+    b, c = all_tables(n, n)
+    far = tango_z(b, c, n, difference) >= tango_z(gained, lost, n, difference) - 1e-9
+    expected = probability(b, c, n, max(q + difference, 0.0), q)[far].sum()
+    assert tango_exact_p(gained, lost, n, difference) == pytest.approx(expected, rel=1e-4)
+
+
+def test_tangos_exact_tail_of_nothing_lost_is_the_binomials() -> None:
+    assert tango_exact_p(0, 0, 30, -0.1) == pytest.approx(0.9**30)
+    assert tango_exact_p(600, 650, 14042, -0.01) == pytest.approx(
+        stats.norm.sf(tango_z(600, 650, 14042, -0.01)), rel=0.05
+    )
+
+
+@pytest.mark.parametrize("n", [20, 40])
+def test_with_its_exact_tail_tango_errs_at_most_as_often_as_it_says(n: int) -> None:
+    gained, lost = all_tables(n, n)
+    for margin, alpha in ((0.0743, 0.05), (0.0647, 0.05), (0.1227, 0.0167), (0.034, 0.05)):
+        near = np.flatnonzero(tango_z(gained, lost, n, -margin) > stats.norm.ppf(1 - alpha))
+        exact = [tango_exact_p(int(gained[i]), int(lost[i]), n, -margin) for i in near]
+        safe = near[np.array(exact) < alpha]
+        for p in (0.0, 0.003, 0.02, 0.1, 0.3):
+            assert probability(gained, lost, n, p, p + margin)[safe].sum() <= alpha * 1.04
+
+
 @pytest.mark.parametrize("n", [20, 80])
 def test_tangos_interval_covers_at_its_level(n: int) -> None:
     gained, lost = all_tables(n, n)
@@ -173,7 +208,7 @@ def test_the_paired_interval_is_scipys() -> None:
     ours, theirs = rng.random(25), rng.random(25)
     expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
     found = mean_interval(ours - theirs, np.ones(25))
-    assert found[1:3] == pytest.approx((expected.low, expected.high))
+    assert found.method.startswith("t, ") and found[1:3] == pytest.approx((expected.low, expected.high))
 
 
 def test_sign_flips_agree_with_all_sign_patterns() -> None:
