@@ -27,66 +27,40 @@ from rlhf_bench.harness.errors import UserError
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 
 
-class Model:
-    """A causal language model on a device, called with explicit positions and an explicit mask.
+class Steered:
+    """A transformers model on a device, called with explicit positions and an explicit mask; see `steerable`."""
 
-    Raises UserError for an architecture with layers other than attention, which such a mask cannot steer, and for a
-    checkpoint that is no language model.
-    """
-
-    def __init__(self, path: Path, dtype: torch.dtype, device: str) -> None:
-        module = _load(path, dtype)
+    def __init__(self, module: Any, dtype: torch.dtype, device: str) -> None:
         config = module.config.get_text_config()
-        parameters = inspect.signature(module.forward).parameters
         self._kinds = set(getattr(config, "layer_types", None) or ())
         self._window: int | None = getattr(config, "sliding_window", None)
-        if module._is_stateful or self._kinds - ATTENTION_LAYERS or "position_ids" not in parameters:
-            raise UserError(
-                f"{path} is a {type(module).__name__}: the hf engine runs models whose layers are all attention with"
-                " explicit positions. Serve this one elsewhere."
-            )
-        grouped = module.config._attn_implementation == "sdpa"
-        if grouped:
+        self.grouped = module.config._attn_implementation == "sdpa"
+        if self.grouped:
             module.set_attn_implementation(_GROUPED)
-        self._selects = "logits_to_keep" in parameters
+        self._selects = "logits_to_keep" in inspect.signature(module.forward).parameters
         self._module: Any = module.to(device).eval()
         self.device = torch.device(device)
         self.dtype = dtype
-        self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
-        self.end_ids: frozenset[int] = _ids(module.generation_config.eos_token_id) | _ids(config.eos_token_id)
-        self.token_bytes, shares = self._try_cache()
-        self.shares = grouped and not self._window and shares
-
-    def _try_cache(self) -> tuple[int, bool]:
-        """The bytes of a token's keys and values, and whether every layer reads what a cache says is shared."""
-        places = torch.arange(2, device=self.device)[None]
-        sees = torch.ones(1, 1, 1, dtype=torch.bool, device=self.device)
-        one, first, second = places[:, :1] * 0, places[:, :1], places[:, 1:]
-        cache: Any = DynamicCache()
-        self(one, first, sees, first, cache, one[0])
-        row = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
-        size = sum(keys.nbytes + values.nbytes for keys, values in row)
-        beside = slabs([[(keys[:, :0], values[:, :0]) for keys, values in row]], 1, row)
-        self(one, second, sees, second, beside, one[0])
-        return size, all(layer.was_shared for layer in beside.layers)
 
     @torch.inference_mode()
     def __call__(
         self, tokens_BQ: Tensor, positions_BQ: Tensor, sees_BQK: Tensor, positions_BK: Tensor, cache: Any, read: Tensor
     ) -> Tensor:
-        """Logits [B, len(read), V] at the places `read` among the new tokens; `cache` grows by the new tokens."""
+        """Logits [B, len(read), V] at the places `read` among the new tokens; `cache` grows by the new tokens.
+
+        Of a model without a head: its states [B, len(read), D].
+        """
         mask = self._masks(sees_BQK, positions_BQ, positions_BK)
         options = {"logits_to_keep": read} if self._selects else {}
-        out = self._module(
+        out: Tensor = self._module(
             input_ids=tokens_BQ,
             attention_mask=mask,
             position_ids=positions_BQ,
             past_key_values=cache,
             use_cache=True,
             **options,
-        )
-        logits: Tensor = out.logits
-        return logits if self._selects else logits[:, read]
+        )[0]
+        return out if self._selects else out[:, read]
 
     def _masks(self, sees_BQK: Tensor, positions_BQ: Tensor, positions_BK: Tensor) -> Any:
         """What the architecture takes as a prepared mask: one of [B, 1, Q, K], or one for each kind of its layers."""
@@ -101,6 +75,48 @@ class Model:
     def _additive(self, sees_BQK: Tensor) -> Tensor:
         mask = torch.zeros(sees_BQK.shape, dtype=self.dtype, device=self.device)
         return mask.masked_fill_(~sees_BQK, float("-inf"))[:, None]
+
+
+class Model(Steered):
+    """A causal language model in a folder.
+
+    Raises UserError for an architecture with layers other than attention, which such a mask cannot steer, and for a
+    checkpoint that is no language model.
+    """
+
+    def __init__(self, path: Path, dtype: torch.dtype, device: str) -> None:
+        module = _load(path, dtype)
+        if not steerable(module):
+            raise UserError(
+                f"{path} is a {type(module).__name__}: the hf engine runs models whose layers are all attention with"
+                " explicit positions. Serve this one elsewhere."
+            )
+        super().__init__(module, dtype, device)
+        config = module.config.get_text_config()
+        self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
+        self.end_ids: frozenset[int] = _ids(module.generation_config.eos_token_id) | _ids(config.eos_token_id)
+        self.token_bytes, shares = self._try_cache()
+        self.shares = self.grouped and not self._window and shares
+
+    def _try_cache(self) -> tuple[int, bool]:
+        """The bytes of a token's keys and values, and whether every layer reads what a cache says is shared."""
+        places = torch.arange(2, device=self.device)[None]
+        sees = torch.ones(1, 1, 1, dtype=torch.bool, device=self.device)
+        one, first, second = places[:, :1] * 0, places[:, :1], places[:, 1:]
+        cache: Any = DynamicCache()
+        self(one, first, sees, first, cache, one[0])
+        row = [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+        size = sum(keys.nbytes + values.nbytes for keys, values in row)
+        beside = slabs([[(keys[:, :0], values[:, :0]) for keys, values in row]], 1, row)
+        self(one, second, sees, second, beside, one[0])
+        return size, all(layer.was_shared for layer in beside.layers)
+
+
+def steerable(module: Any) -> bool:
+    """Whether all layers are attention with explicit positions, so that a mask decides what a token sees."""
+    kinds = set(getattr(module.config.get_text_config(), "layer_types", None) or ())
+    explicit = "position_ids" in inspect.signature(module.forward).parameters
+    return explicit and not module._is_stateful and not kinds - ATTENTION_LAYERS
 
 
 def _load(path: Path, dtype: torch.dtype) -> Any:
@@ -201,7 +217,7 @@ class Stretch:
     cache: Any
 
 
-def walk(model: Model, tree: Tree, reads: Sequence[int], *, stretch_tokens: int) -> Iterator[Stretch]:
+def walk(model: Steered, tree: Tree, reads: Sequence[int], *, stretch_tokens: int) -> Iterator[Stretch]:
     """Computes a tree from left to right, `stretch_tokens` at a time; `reads` are the places whose logits are wanted.
 
     The cache holds the current stretch and those before it that later tokens still see, and nothing else.

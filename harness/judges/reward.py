@@ -1,32 +1,44 @@
 """A Bradley-Terry reward model as judge: P(answer ≻ baseline) = σ(r_answer − r_baseline) (paper, section 2.1).
 
-The reward is read at the last real token, found through the attention mask and not through the padding token: in many
-chat models padding is the end-of-turn token, and pooling by it reads the wrong place. The published code truncates long
-inputs without saying so and scores one at a time; here a too-long input has no reward, and batches agree with single
-inputs.
+The reward is read at the last real token of prompt and answer, never found through the padding token: in many chat
+models padding is the end-of-turn token, and pooling by it reads the wrong place. The published code truncates long
+inputs without saying so and scores one at a time; here a too-long input has no reward, what inputs share (the prompt of
+several answers) is computed once, and however they are batched they have the rewards that each has alone.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from rlhf_bench.harness.codec import digest
+from rlhf_bench.harness.engines.forward import Steered, steerable
+from rlhf_bench.harness.engines.hf import STRETCH_TOKENS
 from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.judges.ends import at_ends
 from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.types import Battle, Checkpoint, Conversation, Score
+
+PADDED_TOKENS = 4096
+TRIAL = ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 8, 9, 7, 6, 10])
+"""Two texts that begin alike: computed together and apart they show whether a model can share what they share."""
+CLOSE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""How far apart states may be, as a share of the largest, that are called the same."""
 
 
 class RewardModel:
     """Scores answers with the checkpoint's linear head. Raises UserError if the checkpoint has none.
 
-    `batch_tokens` bounds the tokens of one forward pass, padding included.
+    `batch_tokens` bounds the tokens of one forward pass, padding included; None is what suits the device. A model with
+    layers that a mask does not steer (recurrent ones) shares nothing and is padded.
     """
 
     def __init__(
@@ -36,17 +48,24 @@ class RewardModel:
         name: str,
         dtype: str = "float32",
         device: str = "auto",
-        batch_tokens: int = 4096,
+        batch_tokens: int | None = None,
         track: Track = silent,
     ) -> None:
         self.name = name
         self.identity = digest([checkpoint.digest, "reward", dtype])
         self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self._batch_tokens = batch_tokens
         self._track = track
         self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
         self._model = _load(checkpoint.path, getattr(torch, dtype)).to(self._device).eval()
         self._max_tokens = int(self._model.config.get_text_config().max_position_embeddings)
+        self._shared = _steered(self._model.base_model, self._device)
+        stretch = STRETCH_TOKENS.get(self._device.split(":")[0], STRETCH_TOKENS["cpu"])
+        self._batch_tokens = batch_tokens or (PADDED_TOKENS if self._shared is None else stretch)
+
+    @property
+    def shares(self) -> bool:
+        """Whether a prompt is computed once for all of its answers."""
+        return self._shared is not None
 
     def rewards(self, items: Sequence[tuple[Conversation, str]]) -> list[float | None]:
         """The reward of each answer to its prompt, in the order given; None where they exceed the model's context."""
@@ -82,29 +101,58 @@ class RewardModel:
         return head + tail
 
     def _values(self, rows: Sequence[list[int]]) -> Iterator[tuple[int, float | None]]:
-        """(index, reward) of each row of token ids, longest batch first; too long ones at once, with None."""
+        """(index, reward) of each row of token ids, in any order; too long ones at once, with None."""
         fits = []
         for index, row in enumerate(rows):
             if len(row) > self._max_tokens:
                 yield index, None
             else:
                 fits.append(index)
-        fits.sort(key=lambda index: (-len(rows[index]), index))
-        while fits:
-            size = max(1, self._batch_tokens // len(rows[fits[0]]))
-            batch, fits = fits[:size], fits[size:]
-            yield from zip(batch, self._forward([rows[index] for index in batch]), strict=True)
+        fitting = [rows[index] for index in fits]
+        if self._shared is None:
+            ends = padded_ends(self._model.base_model, fitting, self._batch_tokens)
+        else:
+            ends = at_ends(self._shared, fitting, self._batch_tokens)
+        for numbers, states_RD in ends:
+            with torch.inference_mode():
+                values: list[float] = self._model.score(states_RD)[:, 0].float().tolist()
+            yield from zip([fits[number] for number in numbers], values, strict=True)
 
-    def _forward(self, rows: Sequence[list[int]]) -> list[float]:
-        lengths_B = torch.tensor([len(row) for row in rows], device=self._device)
-        width = int(lengths_B.max())
-        ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=self._device)
-        mask_BT = (torch.arange(width, device=self._device) < lengths_B[:, None]).long()
+
+def padded_ends(body: Any, rows: Sequence[list[int]], batch_tokens: int) -> Iterator[tuple[list[int], Tensor]]:
+    """As `at_ends`, for any causal model without its head: rows of like lengths together, padded on the right."""
+    left = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
+    while left:
+        size = max(1, batch_tokens // len(rows[left[0]]))
+        batch, left = left[:size], left[size:]
+        lengths_B = torch.tensor([len(rows[number]) for number in batch], device=body.device)
+        width = int(lengths_B[0])
+        ids_BT = torch.tensor(
+            [rows[number] + [0] * (width - len(rows[number])) for number in batch], device=body.device
+        )
+        mask_BT = (torch.arange(width, device=body.device) < lengths_B[:, None]).long()
         with torch.inference_mode():
-            hidden_BTD = self._model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)[0]
-            last_BD = hidden_BTD[torch.arange(len(rows), device=self._device), lengths_B - 1]
-            rewards: list[float] = self._model.score(last_BD)[:, 0].float().tolist()
-        return rewards
+            states_BTD = body(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)[0]
+        yield batch, states_BTD[torch.arange(len(batch), device=body.device), lengths_B - 1]
+
+
+def _steered(body: Any, device: str) -> Steered | None:
+    """The model without its head, to be computed over trees; None where that does not give what padding gives."""
+    if not steerable(body) or "past_key_values" not in inspect.signature(body.forward).parameters:
+        return None
+    attention = body.config._attn_implementation
+    apart = _in_order(padded_ends(body, TRIAL, 1))
+    steered = Steered(body, body.dtype, device)
+    together = _in_order(at_ends(steered, TRIAL, 4))
+    if (together - apart).abs().max() <= CLOSE.get(body.dtype, 1e-3) * apart.abs().max():
+        return steered
+    body.set_attn_implementation(attention)
+    return None
+
+
+def _in_order(ends: Iterator[tuple[list[int], Tensor]]) -> Tensor:
+    found = {number: state for numbers, states in ends for number, state in zip(numbers, states.float(), strict=True)}
+    return torch.stack([found[number] for number in sorted(found)])
 
 
 def sigmoid(x: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AttentionInterface,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    JambaConfig,
+    JambaForSequenceClassification,
+    MistralConfig,
+    MistralForSequenceClassification,
+)
 
 from rlhf_bench.harness.checkpoint import checkpoint_digest
 from rlhf_bench.harness.errors import UserError
-from rlhf_bench.harness.judges.reward import RewardModel, encode, quiet, sigmoid
+from rlhf_bench.harness.judges.reward import RewardModel, _steered, encode, quiet, sigmoid
 from rlhf_bench.harness.types import Battle, Checkpoint, Message
 
 PROMPT = (Message("user", "What is the capital of France?"),)
@@ -34,6 +44,37 @@ ANSWERS = [
     "",
     "the sea is blue, the sea is wide",
 ]
+
+TINY: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "num_labels": 1,
+    "pad_token_id": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+RECURRENT: dict[str, Any] = {
+    "num_key_value_heads": 2,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "num_experts": 2,
+    "use_mamba_kernels": False,
+    "mamba_d_state": 4,
+}
+
+
+def heedless(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention that is causal by place and looks at no mask, as some kernels are."""
+    places = torch.arange(key.shape[2])
+    seen = places <= places[-query.shape[2] :, None]
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    return out.transpose(1, 2), None
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +121,74 @@ def test_a_batch_of_32_agrees_with_single_inputs(head: Checkpoint, judge: Reward
     together = RewardModel(head, name="tiny", device="cpu", batch_tokens=32 * 512).rewards(items)
     alone = [judge.rewards([item])[0] for item in items]
     assert together == pytest.approx(alone, abs=1e-4)
+
+
+class TestSharing:
+    """What inputs share is computed once, wherever a model can."""
+
+    @settings(deadline=None, max_examples=20)
+    @given(
+        st.lists(
+            st.tuples(st.sampled_from(["Hi.", "What?", "What is it?"]), st.sampled_from(ANSWERS)),
+            min_size=2,
+            max_size=9,
+        ),
+        st.sampled_from([1, 7, 64, 4096]),
+    )
+    def test_a_reward_is_the_same_in_any_company(
+        self, judge: RewardModel, head: Checkpoint, asked: list[tuple[str, str]], batch_tokens: int
+    ) -> None:
+        items = [((Message("user", prompt),), answer) for prompt, answer in asked]
+        alone = [judge.rewards([item])[0] for item in items]
+        assert RewardModel(head, name="tiny", device="cpu", batch_tokens=batch_tokens).rewards(items) == pytest.approx(
+            alone, abs=1e-4
+        )
+
+    def test_a_prompt_is_computed_once_for_all_of_its_answers(self, head: Checkpoint) -> None:
+        judge = RewardModel(head, name="tiny", device="cpu")
+        seen: list[int] = []
+        judge._model.base_model.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+        )
+        judge.rewards([(PROMPT, answer) for answer in ("Paris", "7", "Paris", "no")])
+        tokenizer = AutoTokenizer.from_pretrained(head.path)
+        prompt = len(encode(tokenizer, PROMPT, "7")[0])
+        answers = sum(len(encode(tokenizer, PROMPT, answer)[1]) for answer in ("Paris", "7", "no"))
+        assert judge.shares and sum(seen) == prompt + answers
+
+    @pytest.mark.parametrize(
+        ("config", "cls", "shares"),
+        [
+            (MistralConfig(**TINY, num_key_value_heads=2, sliding_window=6), MistralForSequenceClassification, True),
+            (GPT2Config(**TINY), GPT2ForSequenceClassification, True),
+            (JambaConfig(**TINY, **RECURRENT), JambaForSequenceClassification, False),
+        ],
+        ids=["a window shorter than the text", "learned positions", "recurrent layers"],
+    )
+    def test_every_causal_architecture_has_the_rewards_of_single_inputs(
+        self, head: Checkpoint, tmp_path: Path, config: Any, cls: Any, shares: bool
+    ) -> None:
+        model = cls(config)
+        torch.manual_seed(5)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.2)
+        model.eval().save_pretrained(tmp_path)
+        tokenizer = AutoTokenizer.from_pretrained(head.path)
+        tokenizer.save_pretrained(tmp_path)
+        judge = RewardModel(Checkpoint(str(tmp_path), "0" * 64), name="x", device="cpu", batch_tokens=100)
+        rows = [[*chain(*encode(tokenizer, PROMPT, answer))] for answer in ANSWERS]
+        with torch.no_grad():
+            states = [model.base_model(torch.tensor([row]), use_cache=False)[0][0, -1] for row in rows]
+            expected = [float(model.score(state)) for state in states]
+        assert judge.shares is shares
+        assert judge.rewards([(PROMPT, answer) for answer in ANSWERS]) == pytest.approx(expected, abs=1e-4)
+
+    def test_a_model_that_takes_no_heed_of_the_mask_shares_nothing(self) -> None:
+        AttentionInterface.register("heedless", heedless)
+        config = MistralConfig(**TINY, num_key_value_heads=4, sliding_window=None, attn_implementation="heedless")
+        body = MistralForSequenceClassification(config).base_model
+        assert _steered(body, "cpu") is None
+        assert body.config._attn_implementation == "heedless"
 
 
 def test_rewards_come_in_the_order_given_whatever_the_lengths(judge: RewardModel) -> None:
