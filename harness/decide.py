@@ -14,7 +14,6 @@ against the other half, which spends, and of which no more is told than whether 
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import replace
 
 from rlhf_bench.harness import sequential
@@ -23,6 +22,7 @@ from rlhf_bench.harness.codec import items_in
 from rlhf_bench.harness.errors import LostRace
 from rlhf_bench.harness.gate import gate
 from rlhf_bench.harness.policy import Halves, Policy
+from rlhf_bench.harness.stats.planning import alpha_share
 from rlhf_bench.harness.store import Store, StoredVerdict
 from rlhf_bench.harness.types import Record, Verdict
 
@@ -92,8 +92,7 @@ def next_level(policy: Policy, spent: list[float]) -> tuple[int, float]:
     place = len(taken) + 1
     if policy.ledger is None:
         return place, policy.alpha
-    planned = policy.ledger.planned
-    share = policy.alpha / planned if planned else 6 * policy.alpha / (math.pi * place) ** 2
+    share = alpha_share(policy.alpha, policy.ledger.planned, place)
     return place, max(0.0, min(share, policy.alpha - sum(taken)))
 
 

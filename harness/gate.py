@@ -28,6 +28,7 @@ from rlhf_bench.harness.errors import UnknownName, UserError
 from rlhf_bench.harness.policy import Policy, Sentinel
 from rlhf_bench.harness.signals import read_signal, sentence, unlike
 from rlhf_bench.harness.stats import holm, samples_to_decide
+from rlhf_bench.harness.stats.planning import repeats_to_decide
 from rlhf_bench.harness.types import Check, Outcome, Verdict
 
 __all__ = ["RunData", "gate", "require_comparable"]
@@ -237,8 +238,8 @@ def _what_would_decide(finding: Finding) -> str:
     if needed - finding.pairs > 1_000_000:
         return f"{first}with so small a difference no number of samples is likely to decide"
     more = f"{first}about {max(1, round(needed - finding.pairs))} more samples would decide"
-    repeats = max(2, -(-int(needed) // finding.pairs))
-    return f"{more}, or {repeats} or more answers to each of these" if finding.repeatable else more
+    repeats = repeats_to_decide(low, high, finding.pairs, distance, finding.level.alpha)
+    return f"{more}, or {max(2, repeats):.0f} or more answers to each of these" if finding.repeatable else more
 
 
 def _points(value: float) -> str:

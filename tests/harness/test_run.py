@@ -425,7 +425,8 @@ def test_with_many_strata_the_interval_for_new_strata_stands_beside_the_others()
     benchmark, records = strata_sums([5 + number % 3 for number in range(24)])
     micro, macro, clustered = estimates_of(benchmark, records)
     assert [one.metric for one in (micro, macro, clustered)] == ["exact", "exact,macro", "exact,clustered"]
-    assert (clustered.mean, clustered.method) == (micro.mean, "t, 24 clusters")
+    assert clustered.mean == micro.mean
+    assert clustered.method.endswith(", 24 clusters")
     assert clustered.se is not None and micro.se is not None and clustered.se > micro.se
 
 
