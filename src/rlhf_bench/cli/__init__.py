@@ -13,6 +13,7 @@ from rlhf_bench import __version__
 from rlhf_bench.cli import (
     board,
     compare,
+    data,
     doctor,
     gate,
     history,
@@ -50,6 +51,7 @@ app.command("rollback")(history.rollback)
 app.command("history")(history.history)
 app.command("iterate")(iterate.iterate)
 app.add_typer(train.app, name="train")
+app.add_typer(data.app, name="data")
 app.add_typer(suites.app, name="suites")
 app.add_typer(models.app, name="models")
 app.add_typer(runs.app, name="runs")
