@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.judges.reward import encode
 from rlhf_bench.harness.types import Conversation, Message
-from rlhf_bench.trainers.data import BadRow, check_template, encode_conversation, read_conversations
+from rlhf_bench.trainers.data import BadRow, check_template, encode_conversation, read_conversations, stops_of
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -159,6 +158,15 @@ def test_an_end_of_turn_at_which_generation_does_not_stop_is_named() -> None:
         check_template(made, stops=[made.eos_token_id])
 
 
+@pytest.mark.parametrize(
+    ("text", "stops"), [('{"eos_token_id": [1, 2]}', {1, 2}), ('{"eos_token_id": 3}', {3}), ("{}", set()), ("[", set())]
+)
+def test_the_stops_of_a_checkpoint_are_read(tmp_path: Path, text: str, stops: set[int]) -> None:
+    assert stops_of(tmp_path) == set()
+    (tmp_path / "generation_config.json").write_text(text)
+    assert stops_of(tmp_path) == stops
+
+
 def test_a_tokenizer_that_puts_a_space_before_every_text_is_refused() -> None:
     """As SentencePiece's legacy mode does: an answer alone begins with another token than one after its prompt."""
     made = tokenizer(CHATML, pre=pre_tokenizers.Metaspace(prepend_scheme="first"))
@@ -256,8 +264,8 @@ def test_published_templates_of_thinking_models_are_refused_by_name(name: str, f
 
 def test_real_conversations_are_encoded_whole(tiny_checkpoint: Path, mirror: Path) -> None:
     made = AutoTokenizer.from_pretrained(tiny_checkpoint, local_files_only=True)
-    stops = json.loads((tiny_checkpoint / "generation_config.json").read_text())["eos_token_id"]
-    check_template(made, stops=[stops], turns=True, system=True)
+    assert stops_of(tiny_checkpoint) == {made.eos_token_id}
+    check_template(made, stops=stops_of(tiny_checkpoint), turns=True, system=True)
     for said in read_conversations(mirror / "training" / "fastchat_dummy_conversation.json.gz")[:60]:
         ids, mask = encode_conversation(made, said)
         learned = made.decode([token for token, counts in zip(ids, mask, strict=True) if counts])

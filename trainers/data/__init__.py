@@ -33,7 +33,7 @@ from rlhf_bench.trainers.data.read import (
     read_prompts,
     read_ranked,
 )
-from rlhf_bench.trainers.data.template import check_template, encode_conversation
+from rlhf_bench.trainers.data.template import check_template, encode_conversation, stops_of
 from rlhf_bench.trainers.data.turns import BadRow
 from rlhf_bench.trainers.data.write import write
 
@@ -51,5 +51,6 @@ __all__ = [
     "read_preferences",
     "read_prompts",
     "read_ranked",
+    "stops_of",
     "write",
 ]

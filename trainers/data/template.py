@@ -9,9 +9,11 @@ DPO; `encode_conversation` renders all turns of a conversation, for SFT, and giv
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,8 +29,8 @@ SYSTEM = Message("system", "Answer as a zoologist would.")
 def check_template(tokenizer: Any, *, stops: Collection[int] = (), system: bool = False, turns: bool = False) -> None:
     """Raise UserError, one line that names the model and the fault, unless its chat template can be trained with.
 
-    `stops` are the token ids that end generation beside the tokenizer's own EOS, as generation_config.json has them;
-    where they are given, an answer must end with one of them. `system` and `turns` say that the data have system turns,
+    `stops` are the token ids that end generation beside the tokenizer's own EOS (`stops_of` reads them); where they are
+    given, an answer must end with one of them. `system` and `turns` say that the data have system turns,
     and conversations of several turns that are learned from (SFT).
     """
     name = _name(tokenizer)
@@ -42,6 +44,15 @@ def check_template(tokenizer: Any, *, stops: Collection[int] = (), system: bool 
     if turns:
         said = (QUESTION, Message("assistant", ANSWER))
         encode_conversation(tokenizer, (*said, *said))
+
+
+def stops_of(folder: Path) -> frozenset[int]:
+    """The token ids at which a checkpoint's generation ends, by its generation_config.json; none where it has none."""
+    try:
+        found = json.loads((folder / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        return frozenset()
+    return frozenset(each for each in (found if isinstance(found, list) else [found]) if isinstance(each, int))
 
 
 def encode_conversation(tokenizer: Any, conversation: Conversation) -> tuple[list[int], list[int]]:
