@@ -97,7 +97,7 @@ def cases(draw: st.DrawFn) -> tuple[list[str], dict[str, list[str]], list[str]]:
 
 
 @given(cases(), st.sampled_from([(5,), (8,), (5, 7), (8, 9), NS]), st.integers(1, 3))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @example((["a\nWho are you? b", "Who are you?"], {"first": ["who ARE you"], "second": []}, []), (8, 13), 1)
 def test_hits_are_what_the_definition_says(
     case: tuple[list[str], dict[str, list[str]], list[str]], ns: tuple[int, ...], common: int
@@ -114,7 +114,7 @@ def test_hits_are_what_the_definition_says(
 
 
 @given(cases())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_hash_collision_is_never_a_hit(case: tuple[list[str], dict[str, list[str]], list[str]]) -> None:
     prompts, texts, templates = case
     kept = contamination._codes

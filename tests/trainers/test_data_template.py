@@ -194,7 +194,7 @@ WORDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(st
 
 @pytest.mark.parametrize("name", GOOD)
 @given(question=WORDS, answer=WORDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_one_answer_has_the_tokens_that_rewards_and_dpo_give_it(name: str, question: str, answer: str) -> None:
     made = TOKENIZERS[name]
     said = (Message("user", question), Message("assistant", answer))

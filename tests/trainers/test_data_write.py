@@ -87,7 +87,7 @@ def test_every_format_that_can_be_written_is_tried() -> None:
 
 @pytest.mark.parametrize(("kind", "form", "read", "rows"), CASES, ids=[f"{kind} {form}" for kind, form, *_ in CASES])
 @given(data=st.data(), file=st.sampled_from(FILES))
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_what_is_written_is_read_back(
     tmp_path: Path, kind: str, form: str, read: Any, rows: st.SearchStrategy[Any], data: st.DataObject, file: str
 ) -> None:
