@@ -145,8 +145,12 @@ def _held_to_scale(
         if low <= -end:
             return -1.0, max(p, at_threshold)
         above, low, step = low, max(low - step, -end), 2 * step
-    if low < above:
-        low = float(optimize.brentq(lambda mean: exact(mean) - alpha, low, above, xtol=1e-8))
+    if low < above:  # as normal quantiles p-values are almost a line
+
+        def short(mean: float) -> float:
+            return float(special.ndtri(min(exact(mean), end)) - special.ndtri(alpha))
+
+        low = float(optimize.brentq(short, low, above, xtol=1e-8))
     if at_threshold >= alpha:
         low = min(low, threshold)
     elif p < alpha:

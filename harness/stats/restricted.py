@@ -119,7 +119,7 @@ def exact_p(values: Floats, mean: float, lowest: float, highest: float) -> float
 
 def _grid(spread: float) -> int:
     """Points for each unit of the scale, some hundreds for the standard deviation of the sum."""
-    return next((60 * 2**k for k in range(5) if 60 * 2**k * spread > 300), 1920)
+    return next((60 * 2**k for k in range(5) if 60 * 2**k * spread > 200), 1920)
 
 
 def _power(values: NDArray[np.complex128], count: int) -> NDArray[np.complex128]:
