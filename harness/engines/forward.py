@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from rlhf_bench.harness.engines.tree import Tree
 from rlhf_bench.harness.errors import UserError
 
 ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+BLOCK = 128  # queries of a row whose keys are looked for together
 
 
 class Steered:
@@ -73,8 +74,11 @@ class Steered:
         return {"full_attention": full, "sliding_attention": near}
 
     def _additive(self, sees_BQK: Tensor) -> Tensor:
-        mask = torch.zeros(sees_BQK.shape, dtype=self.dtype, device=self.device)
-        return mask.masked_fill_(~sees_BQK, float("-inf"))[:, None]
+        mask: Any = torch.zeros(sees_BQK.shape, dtype=self.dtype, device=self.device)
+        mask = mask.masked_fill_(~sees_BQK, float("-inf"))[:, None]
+        if self.device.type == "cpu" and len(mask) == 1:
+            mask.blocks = [_block(mask, sees_BQK[0], first) for first in range(0, mask.shape[2], BLOCK)]
+        return mask  # type: ignore[no-any-return]
 
 
 class Model(Steered):
@@ -151,6 +155,9 @@ def _grouped_attention(
     if slab is not None and slab.shared is not None and all(options.get(name) is None for name in _UNKNOWN_TO_SHARED):
         slab.was_shared = True
         return _shared_attention(query, key, value, attention_mask, slab.shared, options.get("scaling")), None
+    blocks = getattr(attention_mask, "blocks", ())
+    if len(blocks) > 1 and all(options.get(name) is None for name in _UNKNOWN_TO_SHARED):
+        return _blocked_attention(query, key, value, blocks, options.get("scaling")), None
     rows, heads, length, width = query.shape
     kv_heads = key.shape[1]
     if kv_heads == heads or (rows > 1 and length > 1) or options.get("position_bias") is not None:
@@ -167,6 +174,37 @@ def _grouped_attention(
     if length > 1:
         out = out.transpose(0, 1)
     return out.reshape(rows, heads, length, width).transpose(1, 2).contiguous(), None
+
+
+Block: TypeAlias = tuple[slice, slice | Tensor, Tensor]
+"""Of a mask [1, 1, Q, K]: some neighbouring queries, the keys that any of them sees, and that part of the mask."""
+
+
+def _block(mask: Tensor, sees_QK: Tensor, first: int) -> Block:
+    queries = slice(first, min(first + BLOCK, len(sees_QK)))
+    seen = sees_QK[queries].any(0).nonzero()[:, 0]
+    begin, end = int(seen[0]), int(seen[-1]) + 1
+    keys = slice(begin, end) if end - begin == len(seen) else seen
+    return queries, keys, mask[:, :, queries, keys]
+
+
+def _blocked_attention(
+    query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], scale: float | None
+) -> Tensor:
+    """The attention of one row [1, H, Q, W], each block of queries to the keys alone that one of them sees.
+
+    Of a tree that is a part: not what comes later, nor the branches beside. Returns [1, Q, H, W].
+    """
+    _, heads, length, width = query.shape
+    kv_heads = key.shape[1]
+    grouped = query.view(kv_heads, heads // kv_heads, length, width).transpose(0, 1)
+    out = torch.empty_like(grouped)
+    for queries, keys, mask in blocks:
+        near, far = (each[:, :, keys].expand(len(grouped), -1, -1, -1) for each in (key, value))
+        out[:, :, queries] = torch.nn.functional.scaled_dot_product_attention(
+            grouped[:, :, queries], near, far, attn_mask=mask, scale=scale
+        )
+    return out.transpose(0, 1).reshape(1, heads, length, width).transpose(1, 2).contiguous()
 
 
 def _shared_attention(
