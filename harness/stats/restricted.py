@@ -58,7 +58,11 @@ def nearest(values: Floats, mean: float, lowest: float, highest: float) -> Null:
     def pull(slope: float) -> float:
         return float((residuals / (1.0 + slope * residuals)).sum())
 
-    slope = optimize.brentq(pull, 0.0, steepest * (1.0 - 1e-12), xtol=1e-14) if pull(0.0) > 0.0 else 0.0
+    slope, last = 0.0, steepest * (1.0 - 1e-12)
+    if pull(last) >= 0.0:
+        slope = last
+    elif pull(0.0) > 0.0:
+        slope = optimize.brentq(pull, 0.0, last, xtol=1e-14)
     weights = 1.0 / (1.0 + slope * residuals)
     return Null(values, weights / weights.sum(), mean)
 
