@@ -45,8 +45,8 @@ def run(
     judge: Annotated[
         str,
         typer.Option(
-            help="Who judges chat answers: openai:MODEL[@URL], llm:MODEL (a local one), replay:FILE, scripted:RULE, or "
-            "a reward model."
+            help="Who judges chat answers: openai:MODEL[@URL], llm:MODEL (a local one), replay:FILE, scripted:RULE, "
+            "pm:MODEL (a preference model), or a reward model."
         ),
     ] = wiring.DEMO_JUDGE,
     judge_prompt: Annotated[

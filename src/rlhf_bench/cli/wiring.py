@@ -130,11 +130,11 @@ def judge(
     models: Store | None = None,
     prompt: str = WEIGHTED,
 ) -> Judge:
-    """The judge of this name: `openai:MODEL[@URL]`, `llm:MODEL` (a local model), `replay:FILE`, `scripted:RULE`, or
-    a reward model. The first two are asked as AlpacaEval asks its judge; `limits`, `budget` and another `prompt` than
-    the weighted one are for the first.
-    With `around`, for a dry run, their engine is what it makes of it, and no reward model is loaded. Local models are
-    looked up in `models`, by default `store`, where judgments are kept."""
+    """The judge of this name: `openai:MODEL[@URL]`, `llm:MODEL` (a local model), `replay:FILE`, `scripted:RULE`,
+    `pm:MODEL` (a preference model), or a reward model. The first two are asked as AlpacaEval asks its judge; `limits`,
+    `budget` and another `prompt` than the weighted one are for the first.
+    With `around`, for a dry run, their engine is what it makes of it, and no model that scores is loaded. Local models
+    are looked up in `models`, by default `store`, where judgments are kept."""
     kind, _, name = spec.partition(":")
     if prompt != WEIGHTED and kind != "openai":
         raise UserError(f"--judge-prompt {prompt} is asked by a function call, so it needs --judge openai:MODEL[@URL]")
@@ -161,6 +161,11 @@ def judge(
         from rlhf_bench.harness.dry import DryJudge
 
         return DryJudge(spec)
+    if kind == "pm":
+        from rlhf_bench.harness.judges.preference import PreferenceModel
+        from rlhf_bench.harness.models import resolve
+
+        return PreferenceModel(resolve(name, models or store, track), name=spec)
     from rlhf_bench.harness.judges.reward import RewardModel
 
     return RewardModel(reward_checkpoint(spec, store, track), name=spec)
