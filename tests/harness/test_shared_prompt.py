@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_bench.harness.shared_prompt import Group, can_share, pack
+from rlhf_bench.harness.shared_prompt import Group, by_segments, can_share, pack, pack_rows
 
 tokens = st.lists(st.integers(0, 63), min_size=1, max_size=9)
 groups = st.lists(st.tuples(tokens, st.lists(tokens, min_size=1, max_size=4)), min_size=1, max_size=3)
@@ -33,9 +34,17 @@ def model(kind: str = "llama", **changes: Any) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
 
 
-def sums(groups: Sequence[Group], *, share: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+@cache
+def segmented() -> Any:
+    """The same, with the attention that goes by segments."""
+    policy = copy.deepcopy(model())
+    by_segments(policy)
+    assert policy.config._attn_implementation != "sdpa"
+    return policy
+
+
+def sums(groups: Sequence[Group], policy: Any, *, share: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Σ log p of each answer's tokens, and the gradient of a number that treats each answer differently."""
-    policy = model()
     packed = pack(groups, share=share)
     logits_NV = policy(**packed.inputs(torch.float64)).logits.flatten(0, 1)[packed.before_N]
     logps_A = packed.sums(logits_NV.log_softmax(-1).gather(1, packed.targets_N[:, None])[:, 0])
@@ -60,12 +69,13 @@ def one_at_a_time(groups: Sequence[Group]) -> list[float]:
 @given(groups)
 def test_an_answer_gets_in_a_shared_row_what_it_gets_alone(drawn: list[Group]) -> None:
     """Whatever the lengths, the padding and the number of rows and answers."""
-    shared, shared_grads = sums(drawn, share=True)
-    apart, apart_grads = sums(drawn, share=False)
-    assert shared.tolist() == pytest.approx(one_at_a_time(drawn), abs=1e-9)
-    torch.testing.assert_close(shared, apart, rtol=0, atol=1e-9)
-    for one, other in zip(shared_grads, apart_grads, strict=True):  # the norms of transformers compute in float32
-        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+    apart, apart_grads = sums(drawn, model(), share=False)
+    assert apart.tolist() == pytest.approx(one_at_a_time(drawn), abs=1e-9)
+    for policy in (model(), segmented()):
+        shared, shared_grads = sums(drawn, policy, share=True)
+        torch.testing.assert_close(shared, apart, rtol=0, atol=1e-9)
+        for one, other in zip(shared_grads, apart_grads, strict=True):  # the norms of transformers compute in float32
+            assert (one - other).abs().max() <= 1e-5 * max(1.0, float(other.abs().max()))
 
 
 @settings(deadline=None, max_examples=30)
@@ -84,17 +94,18 @@ def test_places_to_read_are_those_of_the_tokens_they_name(drawn: list[Group]) ->
             assert int(flat[packed.last_A[number]]) == answer[-1]
 
 
-def test_sequences_without_a_prompt_share_a_row_and_see_nothing_of_each_other() -> None:
-    """Packing: their first tokens are predicted from nothing, and are not read."""
-    rows = [[5, 6, 7], [8], [9, 10]]
-    packed = pack([((), rows)])
-    assert packed.ids_BT.tolist() == [[5, 6, 7, 8, 9, 10]]
-    assert packed.positions_BT.tolist() == [[0, 1, 2, 0, 0, 1]]
-    assert packed.targets_N.tolist() == [6, 7, 10]
+def test_groups_that_share_a_row_see_nothing_of_each_other() -> None:
+    """Packing."""
+    rows: list[list[Group]] = [[([5], [[6, 7]]), ([8, 5], [[1], [2]])], [([9], [[10]])]]
+    packed = pack_rows(rows)
+    assert packed.ids_BT.tolist() == [[5, 6, 7, 8, 5, 1, 2], [9, 10, 0, 0, 0, 0, 0]]
+    assert packed.positions_BT.tolist()[0] == [0, 1, 2, 0, 1, 2, 2]
+    assert packed.targets_N.tolist() == [6, 7, 1, 2, 10]
     with torch.no_grad():
-        together = model()(**packed.inputs(torch.float64)).logits[0]
-        alone = [model()(torch.tensor([row])).logits[0] for row in rows]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-9)
+        logits_NV = segmented()(**packed.inputs(torch.float64)).logits.flatten(0, 1)[packed.before_N]
+    logps_N = logits_NV.log_softmax(-1).gather(1, packed.targets_N[:, None])[:, 0]
+    expected = one_at_a_time([group for row in rows for group in row])
+    assert packed.sums(logps_N).tolist() == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_shared_row_holds_the_prompt_once() -> None:
