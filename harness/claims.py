@@ -2,8 +2,8 @@
 
     Policy ─► Claim (a difference lies above a threshold) ─► pairs of both runs ─► Finding: difference, bounds, p-values
 
-A claim is about the samples of one part, or of several pooled, each sample counting once. Every ungraded pair counts at
-its worst, against whichever claim is made.
+A claim is about the samples of one part, or of several pooled. In a pool each question counts once, however often and
+in how many parts it was asked. Every ungraded pair counts at its worst, against whichever claim is made.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ class Claim:
 class Finding:
     """What the records say about a claim; no evidence where `missing` says what there is not.
 
-    `level` is that of its bounds. `repeatable`: the answers were generated, so that more of them to the
-    same samples would say more.
+    `level` is that of its bounds; `items` counts what stands alone among the pairs. `repeatable`: the answers were
+    generated, so that more of them to the same samples would say more.
     """
 
     claim: Claim
@@ -125,6 +125,7 @@ class Finding:
     difference: float | None = None
     evidence: Evidence = NO_EVIDENCE
     pairs: int = 0
+    items: int = 0
     ungraded: int = 0
     repeatable: bool = False
     missing: str = ""
@@ -163,9 +164,11 @@ def find(claim: Claim, policy: Policy, candidate: RunData, rival: RunData, level
     paired = [_paired(part, candidate, rival) for part in claim.parts]
     graded = np.concatenate([each.pairs.graded for each in paired])
     ungraded = int(graded.size - graded.sum())
+    clusters = _clusters(paired)
     found = replace(
         found,
         pairs=graded.size,
+        items=len(set(clusters)) if clusters else graded.size,
         ungraded=ungraded,
         repeatable=all(each.generated for each in paired),
     )
@@ -178,10 +181,10 @@ def find(claim: Claim, policy: Policy, candidate: RunData, rival: RunData, level
         )
     low, high = (0.0, 1.0) if claim.sign > 0 else (1.0, 0.0)
     d = claim.sign * _differences(paired, low, high)
-    worst = _weigh(claim, paired, d, level)
+    worst = _weigh(claim, paired, clusters, d, level)
     if not ungraded:
-        return replace(found, difference=float(d.mean()), evidence=worst)
-    best = _weigh(claim, paired, claim.sign * _differences(paired, high, low), level)
+        return replace(found, difference=_mean(paired, clusters, d), evidence=worst)
+    best = _weigh(claim, paired, clusters, claim.sign * _differences(paired, high, low), level)
     return replace(
         found,
         difference=_plain_difference(claim, paired),
@@ -277,30 +280,67 @@ def _difference(
     return np.subtract(ours, theirs, dtype=np.float64)
 
 
-def _weigh(claim: Claim, paired: Sequence[_Paired], d: NDArray[np.float64], level: Level) -> Evidence:
-    clustered = any(each.pairs.clusters for each in paired)
+def _mean(paired: Sequence[_Paired], clusters: Sequence[str] | None, d: NDArray[np.float64]) -> float:
+    """The mean difference: over the pairs, in a pool over the questions."""
+    return float(_by_question(paired, clusters, d)[0].mean())
+
+
+def _by_question(
+    paired: Sequence[_Paired], clusters: Sequence[str] | None, d: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], Sequence[str] | None]:
+    """Differences and clusters as they are, or in a pool one difference for each question."""
+    if clusters is None or len(paired) == 1:
+        return d, clusters
+    sums, sizes = by_cluster(d, clusters)
+    return sums / sizes, None
+
+
+def _weigh(
+    claim: Claim,
+    paired: Sequence[_Paired],
+    clusters: Sequence[str] | None,
+    d: NDArray[np.float64],
+    level: Level,
+) -> Evidence:
+    bounded = not any(each.figure for each in paired)
     if level.order:
-        if any(each.figure for each in paired):
+        if not bounded:
             raise UserError(
                 f"{claim.metric} of {claim.label} is no mean over samples, so no e-process bets on it: leave out --peek"
             )
         places = [place(level.order, mine.sample) for each in paired for mine, _ in each.pairs.records]
-        together = [where.split()[0] for where in places] if clustered else places
+        together = [where.split()[0] for where in places] if clusters else places
         sums, sizes = by_cluster(d, together)
         return anytime_evidence(sums / sizes, threshold=claim.threshold, alpha=level.alpha)
-    clusters = _clusters(paired) if clustered else None
+    binary = clusters is None and all(each.binary for each in paired)
+    d, clusters = _by_question(paired, clusters, d)
+    seen = float(d.mean())
     if level.interim:
         d, clusters = one_each_way(d, clusters)
-    if not clustered and all(each.binary for each in paired):
+    if binary:
         gained, lost = int((d > 0).sum()), int((d < 0).sum())
-        return binary_evidence(gained, lost, d.size, threshold=claim.threshold, alpha=level.alpha)
-    return continuous_evidence(d, clusters, threshold=claim.threshold, alpha=level.alpha)
+        found = binary_evidence(gained, lost, d.size, threshold=claim.threshold, alpha=level.alpha)
+    else:
+        found = continuous_evidence(d, clusters, threshold=claim.threshold, alpha=level.alpha, bounded=bounded)
+    return found._replace(low=min(found.low, seen), high=max(found.high, seen)) if level.interim else found
 
 
-def _clusters(paired: Sequence[_Paired]) -> tuple[str, ...]:
-    """The cluster of each pair of the pool; those of different parts are never the same."""
-    return tuple(
-        f"{number} {name}"
-        for number, each in enumerate(paired)
-        for name in each.pairs.clusters or map(str, range(each.pairs.graded.size))
-    )
+DUPLICATES = 0.01
+"""Up to this share of questions that a benchmark asks again under other ids are taken for its own oversight."""
+
+
+def _clusters(paired: Sequence[_Paired]) -> tuple[str, ...] | None:
+    """What belongs together: tagged clusters, and the same question in several parts or under several ids.
+
+    None where every pair stands alone.
+    """
+    asked: dict[object, str] = {}
+    names = []
+    for number, each in enumerate(paired):
+        for at, (mine, _) in enumerate(each.pairs.records):
+            question = asked.setdefault(mine.sample.prompt, f"question {len(asked)}")
+            tagged = each.pairs.clusters is not None and "cluster" in mine.sample.tags
+            names.append(f"{number} {each.pairs.clusters[at]}" if tagged and each.pairs.clusters else question)
+    again = len(names) - len(set(names))
+    shared = len(paired) > 1 and again > 0
+    return tuple(names) if shared or again > DUPLICATES * len(names) else None

@@ -14,11 +14,12 @@ against the other half, which spends, and of which no more is told than whether 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rlhf_bench.harness import sequential
 from rlhf_bench.harness.claims import RunData
-from rlhf_bench.harness.codec import items_in
+from rlhf_bench.harness.codec import items_in, question_digest
 from rlhf_bench.harness.errors import LostRace
 from rlhf_bench.harness.gate import gate
 from rlhf_bench.harness.policy import Halves, Policy
@@ -40,8 +41,8 @@ def decide(
     """
     items = items_of(policy, candidate)
     for _ in range(TRIES):
-        before = store.decisions(items)
-        known = _known(store, policy, candidate, champion)
+        before = store.decisions(items, candidate.run_id)
+        known = _known(store, policy, candidate, champion, anchor)
         place, alpha = next_level(policy, [each.spent for each in before])
         if known is not None:
             place, alpha = known.verdict.decision, known.verdict.alpha
@@ -51,7 +52,14 @@ def decide(
         if known and known.verdict.outcome == verdict.outcome and generation in (0, known.verdict.generation):
             return known
         spent = alpha if spends and known is None else 0.0
-        decided = replace(verdict, generation=generation, items=items, decision=place if spends else 0, spent=spent)
+        decided = replace(
+            verdict,
+            runs={**verdict.runs, **_held(policy, anchor)},
+            generation=generation,
+            items=items,
+            decision=place if spends else 0,
+            spent=spent,
+        )
         try:
             return store.verdict(store.save_verdict(decided, expect_decisions=len(before)))
         except LostRace:
@@ -101,15 +109,27 @@ def split(run: RunData, halves: Halves, confirm: bool) -> RunData:
     return replace(
         run,
         records={
-            name: [record for record in records if _confirms(record, halves) == confirm]
+            name: [
+                record
+                for record, item in zip(records, _together(records), strict=True)
+                if _confirms(f"{halves.salt}\n{name}\n{item}", halves) == confirm
+            ]
             for name, records in run.records.items()
         },
     )
 
 
-def _confirms(record: Record, halves: Halves) -> bool:
-    cluster = record.sample.tags.get("cluster")
-    what = f"{halves.salt}\n{record.benchmark}\n{cluster if cluster is not None else record.digest}"
+def _together(records: Sequence[Record]) -> list[str]:
+    """What each record is parted by: its question, whatever seed it was asked with, or the cluster of several."""
+    questions = [question_digest(record.sample) for record in records]
+    clusters: dict[str, set[str]] = {}
+    for record, question in zip(records, questions, strict=True):
+        clusters.setdefault(record.sample.tags.get("cluster", question), set()).add(question)
+    names = (record.sample.tags.get("cluster", question) for record, question in zip(records, questions, strict=True))
+    return [name if len(clusters[name]) > 1 else question for name, question in zip(names, questions, strict=True)]
+
+
+def _confirms(what: str, halves: Halves) -> bool:
     return int(hashlib.sha256(what.encode()).hexdigest()[:12], 16) >= halves.share * 16**12
 
 
@@ -118,14 +138,21 @@ def items_of(policy: Policy, run: RunData) -> dict[str, str]:
     return items_in(run.manifest, policy.benchmarks)
 
 
-def _known(store: Store, policy: Policy, candidate: RunData, champion: RunData) -> StoredVerdict | None:
+def _known(
+    store: Store, policy: Policy, candidate: RunData, champion: RunData, anchor: RunData | None
+) -> StoredVerdict | None:
     """The verdict on these runs under this policy that spent; to grade what was missing makes no second decision."""
+    runs = {"candidate": candidate.run_id, "champion": champion.run_id} | _held(policy, anchor)
     for stored in store.verdicts():
         verdict = stored.verdict
-        same = verdict.runs.get("candidate") == candidate.run_id and verdict.runs.get("champion") == champion.run_id
-        if same and verdict.policy == policy.digest and verdict.spent:
+        if verdict.runs == runs and verdict.policy == policy.digest and verdict.spent:
             return stored
     return None
+
+
+def _held(policy: Policy, anchor: RunData | None) -> dict[str, str]:
+    """The anchor's run, named even where it is the champion's: promote looks at which it was."""
+    return {"anchor": anchor.run_id} if policy.against_anchor and anchor is not None else {}
 
 
 def _nothing_left(verdict: Verdict) -> Verdict:

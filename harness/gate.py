@@ -233,12 +233,13 @@ def _what_would_decide(finding: Finding) -> str:
     """
     low, high, _, _ = finding.evidence
     distance = abs((finding.difference or 0.0) - finding.claim.threshold)
-    needed = samples_to_decide(low, high, finding.pairs, distance, finding.level.alpha)
+    needed = samples_to_decide(low, high, finding.items, distance, finding.level.alpha)
     first = f"grade the {finding.ungraded} ungraded first; " if finding.ungraded else ""
-    if needed - finding.pairs > 1_000_000:
+    if needed - finding.items > 1_000_000:
         return f"{first}with so small a difference no number of samples is likely to decide"
-    more = f"{first}about {max(1, round(needed - finding.pairs))} more samples would decide"
-    repeats = repeats_to_decide(low, high, finding.pairs, distance, finding.level.alpha)
+    more = f"{first}about {max(1, round(needed - finding.items))} more samples would decide"
+    times = max(1, finding.pairs // max(finding.items, 1))
+    repeats = repeats_to_decide(low, high, finding.items, distance, finding.level.alpha, repeats=times)
     return f"{more}, or {max(2, repeats):.0f} or more answers to each of these" if finding.repeatable else more
 
 

@@ -86,9 +86,11 @@ class _Rule(Config):
             raise ValueError("a pool of one: give its benchmark and metric without 'pool'")
         if self.pool and not self.name:
             raise ValueError("a pool needs a 'name' for the tables")
-        for part, count in Counter((part.benchmark, part.strata) for part in self.pool).items():
-            if count > 1:
-                raise ValueError(f"'{part[0]}' is in the pool {count} times: keep one")
+        taken = [(part.benchmark, stratum) for part in self.pool for stratum in part.strata or ("",)]
+        whole = {benchmark for benchmark, stratum in taken if not stratum}
+        for (benchmark, stratum), count in Counter(taken).items():
+            if count > 1 or (stratum and benchmark in whole):
+                raise ValueError(f"samples of '{benchmark}' are in the pool more than once: keep one part of them")
         return self
 
 
@@ -120,6 +122,15 @@ class Sentinel(Config):
     benchmark: str = Field(min_length=1)
     limit: float = Field(ge=0)
     action: Literal["warn", "veto"] = "warn"
+
+    @model_validator(mode="after")
+    def _is_a_fraction(self) -> Sentinel:
+        most = {"kl": float("inf"), "length": 5.0}.get(self.signal, 1.0)
+        if self.limit >= most:
+            raise ValueError(
+                f"{self.signal} has a limit of {self.limit:g}, and it is a fraction: did you mean {self.limit / 100:g}?"
+            )
+        return self
 
 
 class Ledger(Config):
@@ -183,7 +194,11 @@ class Policy(Config):
     @field_validator("ledger", mode="before")
     @classmethod
     def _in_a_word(cls, value: object) -> object:
-        return {"open": {}, "none": None}.get(value, value) if isinstance(value, str) else value
+        if value in ("open", "none"):
+            return {} if value == "open" else None
+        if value is None or isinstance(value, str):
+            raise ValueError("write open, none, or {planned: N}")
+        return value
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Policy:

@@ -186,10 +186,33 @@ def _require(line: Line, verdict_id: int, policy: str | None) -> Champion:
             f"verdict {verdict_id} was reached by the policy {verdict.policy[:12]}, not by {policy[:12]}: "
             f"gate the candidate by that policy"
         )
+    _require_last_word(line, verdict_id, verdict)
     _require_same_data(line, verdict_id, verdict)
     if line.decision(verdict_id) != Decision(verdict_id, verdict.spent, dict(verdict.items), verdict.decision):
         raise UserError(f"the ledger does not hold what verdict {verdict_id} spent: {gate_again}")
     return champion
+
+
+def _require_last_word(line: Line, verdict_id: int, verdict: Verdict) -> None:
+    """Raise UserError where a later verdict on the same runs says otherwise, or guards held against a chosen anchor."""
+    for later in line.verdicts():
+        said = later.verdict
+        if later.id > verdict_id and said.outcome != "promote" and _same_question(said, verdict):
+            raise UserError(
+                f"verdict {verdict_id} was followed by verdict {later.id} on the same runs, which is '{said.outcome}': "
+                "gate the candidate again"
+            )
+    anchor, first = line.run(verdict.runs.get("anchor", "")), line.history()[0].checkpoint
+    if "anchor" in verdict.runs and (anchor is None or anchor.checkpoint != first):
+        raise UserError(
+            f"verdict {verdict_id} held its guards against another anchor than the first champion, {first[:12]}: gate "
+            "without --anchor"
+        )
+
+
+def _same_question(one: Verdict, other: Verdict) -> bool:
+    names = ("candidate", "champion")
+    return one.policy == other.policy and all(one.runs.get(name) == other.runs.get(name) for name in names)
 
 
 def _require_same_data(line: Line, verdict_id: int, verdict: Verdict) -> None:

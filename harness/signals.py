@@ -102,6 +102,8 @@ def unlike(signal: Signal, candidate: Mapping[str, Any], champion: Mapping[str, 
 
     A reward gap needs the same training reward on both sides; a KL is the candidate's alone.
     """
+    if signal == "truncated" and ("source" in candidate or "source" in champion):
+        return "cut answers not measured: result files do not say which answers were cut"
     if signal != "reward_gap":
         return ""
     ours, theirs = (run.get("annotations", {}).get(REWARD_WIN, {}) for run in (candidate, champion))

@@ -184,13 +184,19 @@ def _iteration(line: _Line, number: int, batch: Sequence[Sample], champion: Chec
     alias = f"{config.name}-{number}"
     free = store.aliases().get(alias) in (None, candidate.digest)
     store.register(candidate, alias=alias if free else None)
-    before, after, initial = line.measure(champion), line.measure(candidate), line.measure(line.start)
+    before, after, initial = line.measure(champion), line.measure(candidate), line.measure(_anchor(line))
     decided = decide(store, line.policy, *(line.read(report) for report in (after, before, initial)))
     if decided.verdict.outcome == "promote" and decided.id not in {each.verdict_id for each in store.history()}:
         promote(store, decided.id)
     return Iteration(
         number, champion, candidate, len(pairs), dropped, before, after, decided.verdict, decided.id, str(folder)
     )
+
+
+def _anchor(line: _Line) -> Checkpoint:
+    """What guards hold against beside the champion: the first champion that there was."""
+    first = line.store.checkpoint(line.store.history()[0].checkpoint)
+    return line.start if first is None else first
 
 
 def answers_stage(

@@ -81,13 +81,27 @@ class Line:
         """What the ledger says of verdict `number`; None where it says nothing."""
         return next(iter(self._decisions([number])), None)
 
-    def decisions(self, items: Mapping[str, str]) -> list[Decision]:
-        """The decisions that used the same items of any of these benchmarks ({benchmark: digest}), oldest first."""
+    def decisions(self, items: Mapping[str, str], run: str = "") -> list[Decision]:
+        """The decisions that used the same items as any of these ({benchmark: digest}), whatever they were called, or
+        of which the candidate's run shares a sample with `run`; oldest first."""
         t, found = tables.decided_items, set()
         for chunk in chunks(sorted(set(items.values()))):
-            query = select(t.c.verdict, t.c.benchmark, t.c.digest).where(t.c.digest.in_(chunk))
-            found |= {row.verdict for row in self._connection.execute(query) if items.get(row.benchmark) == row.digest}
-        return self._decisions(sorted(found))
+            found |= set(self._connection.execute(select(t.c.verdict).where(t.c.digest.in_(chunk))).scalars())
+        return self._decisions(sorted(found | self._overlapping(items, run)))
+
+    def _overlapping(self, items: Mapping[str, str], run: str) -> set[int]:
+        """The verdicts on candidates that were asked one of the samples of `run` in these benchmarks."""
+        by_run: dict[str, set[int]] = {}
+        for stored in self.verdicts() if run else ():
+            by_run.setdefault(stored.verdict.runs.get("candidate", ""), set()).add(stored.id)
+        r = tables.records
+        mine = select(r.c.digest).where(r.c.run == run, r.c.benchmark.in_(list(items)))
+        found: set[int] = set()
+        for chunk in chunks(sorted(by_run)):
+            query = select(r.c.run).distinct().where(r.c.run.in_(chunk), r.c.digest.in_(mine))
+            for name in self._connection.execute(query).scalars():
+                found |= by_run[name]
+        return found
 
     def _decisions(self, numbers: Sequence[int]) -> list[Decision]:
         d, i = tables.decisions, tables.decided_items
@@ -108,7 +122,8 @@ class Line:
         known = self._connection.execute(select(t.c.id).where(t.c.key == key)).scalar_one_or_none()
         if known is not None:
             return known
-        if expect_decisions is not None and len(self.decisions(verdict.items)) != expect_decisions:
+        same = self.decisions(verdict.items, verdict.runs.get("candidate", "")) if expect_decisions is not None else []
+        if expect_decisions is not None and len(same) != expect_decisions:
             raise LostRace(
                 "another gate has decided on these samples meanwhile, and both cannot spend the same share of alpha: "
                 "run this gate again"

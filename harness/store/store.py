@@ -366,10 +366,11 @@ class Store:
         with self.line(write=True) as line:
             return line.save(verdict, expect_decisions)
 
-    def decisions(self, items: Mapping[str, str]) -> list[Decision]:
-        """The decisions that used the same items of any of these benchmarks ({benchmark: digest}), oldest first."""
+    def decisions(self, items: Mapping[str, str], run: str = "") -> list[Decision]:
+        """The decisions that used the same items as any of these ({benchmark: digest}), or whose candidate's run shares
+        a sample with `run`; oldest first."""
         with self.line() as line:
-            return line.decisions(items)
+            return line.decisions(items, run)
 
     def verdict(self, number: int) -> StoredVerdict:
         """The verdict of this number. Raises UnknownName."""

@@ -91,10 +91,9 @@ def test_a_run_stops_once_the_gate_against_the_champion_is_decided(call: Call, h
     found = call("runs", "show", "latest", "--json").json["report"]["manifest"]["sequential"]
     assert found["against"] == old
     assert any(asked < there for asked, there in found["asked"].values())
-    (command,) = [line for line in done.out.splitlines() if line.startswith("next: ")]
-    gated = call(*command.removeprefix("next: rlhf-bench ").split())
-    assert gated.code == 0
-    assert "PROMOTE" in gated.out
+    assert "verdict 1: PROMOTE" in done.out  # a decision as the gate's are, and booked as they are
+    gated = call("gate", "latest", old, "--policy", "stop.yaml", "--json").json
+    assert (gated["id"], gated["verdict"], gated["alpha_spent"]) == (1, "promote", 0.05)
 
 
 def test_a_run_that_is_compared_afterwards_says_how(call: Call) -> None:

@@ -193,3 +193,39 @@ def test_rules_of_one_benchmark_are_told_apart_by_their_metric() -> None:
     new, old = (run(n, records("chat", v, also=also), SOUND) for n, v in (("new", [0.8] * 80), ("old", [0.5] * 80)))
     verdict = gate(policy(guards=(CODE, chat)), new, old)
     assert [check.benchmark for check in verdict.checks] == ["chat win_rate", "code", "chat style"]
+
+
+def asked(name: str, values: Sequence[float], times: int, benchmark: str = "code") -> list[Record]:
+    """Each question `times` times, under ids of its own."""
+    found = []
+    for i, value in enumerate(values):
+        for k in range(times):
+            request = Request(f"{i}.{k}", f"question {i}")
+            sample = Sample(f"{i}.{k}", (request,), f"{k}")
+            found.append(Record(benchmark, sample_digest(sample), sample, (), Score(sample.id, value)))
+    return found
+
+
+def test_one_question_under_many_ids_is_one_piece_of_evidence() -> None:
+    values = [1.0] * 9 + [0.0] * 4 + [1.0] * 17, [0.0] * 9 + [1.0] * 4 + [1.0] * 17
+    target = Target(benchmark="code", metric="passed")
+    chat = Guard(benchmark="chat", metric="win_rate", margin=0.1)
+    rules = policy(targets=(target,), guards=(chat,))
+    once, often = (
+        gate(rules, run("new", asked("n", values[0], k), GOOD), run("old", asked("o", values[1], k), FAIR)).checks[0]
+        for k in (1, 8)
+    )
+    assert (once.pairs, often.pairs) == (30, 240)
+    assert once.outcome == often.outcome == "undecided"
+    assert often.p is not None and often.p > 0.05
+
+
+def test_in_a_pool_a_question_that_two_parts_share_counts_once() -> None:
+    both = Guard(
+        name="both", margin=0.1, pool=(Part(benchmark="code", metric="passed"), Part(benchmark="more", metric="ok"))
+    )
+    lost, kept = [0.0] * 6 + [1.0] * 24, [1.0] * 30
+    new = run("new", GOOD, asked("n", lost, 1), asked("n", kept, 5, "more"))
+    old = run("old", FAIR, asked("o", kept, 1), asked("o", kept, 5, "more"))
+    check = gate(policy(guards=(both,)), new, old).checks[1]
+    assert check.difference == pytest.approx(-6 / 180)  # six of thirty questions lost one answer of six

@@ -15,7 +15,7 @@ from rlhf_bench.harness.codec import sample_digest
 from rlhf_bench.harness.decide import decide, judge, next_level, split
 from rlhf_bench.harness.gate import RunData
 from rlhf_bench.harness.policy import Guard, Halves, Ledger, Policy, Target
-from rlhf_bench.harness.store import Store
+from rlhf_bench.harness.store import Run, Store
 from rlhf_bench.harness.types import Record, Request, Sample, Score
 
 OPEN = Policy(
@@ -181,3 +181,56 @@ def test_twenty_null_candidates_are_promoted_no_more_often_than_alpha_says() -> 
                 promoted += 1
                 break
     assert promoted / 60 < 0.2 + 3 * math.sqrt(0.2 * 0.8 / 60)
+
+
+def test_halves_part_questions_whatever_seed_or_repeat_they_were_asked_with() -> None:
+    def seeded(seed: int, times: int) -> RunData:
+        from rlhf_bench.harness.types import Sampling
+
+        samples = [
+            Sample(f"{i}#{k}", (Request(f"{i}#{k}", f"q {i}", Sampling(seed=seed + k)),), "", {"cluster": f"c{i}"})
+            for i in range(60)
+            for k in range(times)
+        ]
+        records = [Record("sums", sample_digest(each), each, (), Score(each.id, 1.0)) for each in samples]
+        return RunData("r", "c", OLD.manifest, {"sums": records})
+
+    halves = Halves(salt="s")
+    first, second = (
+        {record.sample.prompt for record in split(run_, halves, False).records["sums"]}
+        for run_ in (seeded(0, 1), seeded(7, 4))
+    )
+    assert first == second
+    assert 10 < len(first) < 50
+
+
+def stored(store: Store, name: str, right: int, limit: int = 100) -> RunData:
+    """A run that the store holds the records of, of the first `limit` questions."""
+    from rlhf_bench.harness.types import EvalProtocol, Report
+
+    made = run(name, f"{limit}", sums=scores(right, 100 - right)[:limit], code=scores(limit))
+    store.start_run(Run(made.run_id, name, name, "s", EvalProtocol("p").name, None, made.run_id, made.manifest))
+    for records in made.records.values():
+        store.save_records(made.run_id, records)
+    store.finish_run(made.run_id, Report(made.run_id, name, name, "s", "p", None, (), made.manifest))
+    return made
+
+
+def test_fewer_of_the_same_samples_are_no_fresh_ones(store: Store) -> None:
+    decide(store, OPEN, stored(store, "a", 41), stored(store, "b", 40))
+    again = decide(store, OPEN, stored(store, "c", 80, 90), stored(store, "d", 40, 90))
+    assert again.verdict.decision == 2
+
+
+def test_a_benchmark_by_another_name_has_the_same_questions(store: Store) -> None:
+    first = decide(store, OPEN, ALIKE, OLD).verdict
+    renamed = {f"other {name}": digest for name, digest in first.items.items()}
+    assert len(store.decisions(renamed)) == 1
+
+
+def test_the_anchor_is_named_and_another_one_is_another_question(store: Store) -> None:
+    anchored = policy(against_anchor=True)
+    first = decide(store, anchored, BETTER, OLD, OLD).verdict
+    assert first.runs["anchor"] == OLD.run_id
+    other = decide(store, anchored, BETTER, OLD, ALIKE).verdict
+    assert (other.runs["anchor"], other.decision) == (ALIKE.run_id, 2)

@@ -50,7 +50,9 @@ def policy(**more: Any) -> Policy:
 def run(name: str, **scores: Values) -> RunData:
     records = {
         benchmark: [
-            Record(benchmark, f"{benchmark} {i}", Sample(f"s{i}", (Request(f"s{i}", "?"),), ""), (), Score(f"s{i}", v))
+            Record(
+                benchmark, f"{benchmark} {i}", Sample(f"s{i}", (Request(f"s{i}", f"{i}?"),), ""), (), Score(f"s{i}", v)
+            )
             for i, v in enumerate(values)
         ]
         for benchmark, values in scores.items()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from rlhf_bench.harness.config import schema
 from rlhf_bench.harness.errors import UserError
@@ -106,3 +109,37 @@ def test_the_digest_follows_the_rules_and_nothing_else(tmp_path: Path) -> None:
 
 def test_the_schema_is_published_with_its_units() -> None:
     assert "a fraction: 0.02 is two points" in schema(Policy)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"ledger": None}, "write open, none, or {planned: N}"),
+        ({"ledger": "opne"}, "write open, none, or {planned: N}"),
+        ({"sentinels": [{"signal": "truncated", "benchmark": "a", "limit": 10}]}, "did you mean 0.1"),
+        ({"sentinels": [{"signal": "length", "benchmark": "a", "limit": 25}]}, "did you mean 0.25"),
+        (
+            {
+                "guards": [
+                    {
+                        "name": "g",
+                        "margin": 0.1,
+                        "pool": [
+                            {"benchmark": "b", "metric": "m"},
+                            {"benchmark": "b", "metric": "m", "strata": ["law"]},
+                        ],
+                    }
+                ]
+            },
+            "in the pool more than once",
+        ),
+    ],
+)
+def test_a_rule_in_the_wrong_unit_or_twice_over_is_refused(more: dict[str, Any], says: str) -> None:
+    rules = {
+        "name": "p",
+        "targets": [{"benchmark": "a", "metric": "m"}],
+        "guards": [{"benchmark": "b", "metric": "m", "margin": 0.1}],
+    }
+    with pytest.raises(ValidationError, match=re.escape(says)):
+        Policy.model_validate(rules | more)

@@ -631,3 +631,17 @@ def test_killed_at_any_moment_of_a_line_of_promotions_nothing_that_was_told_is_l
         assert worker.exit_code == -9
         assert told <= assert_sound(store, home).generation <= told + 1
     assert told > 8
+
+
+@pytest.mark.parametrize("outcome", ["reject", "inconclusive"])
+def test_a_later_verdict_that_says_otherwise_voids_an_earlier_one(store: Store, pair: Pair, outcome: Outcome) -> None:
+    verdict = passing(store, pair.new, pair.old)
+    number = store.save_verdict(verdict)
+    store.save_verdict(replace(verdict, outcome=outcome))
+    refused(store, number, "was followed by verdict")
+
+
+def test_only_the_first_champion_is_an_anchor(store: Store, pair: Pair) -> None:
+    verdict = passing(store, pair.new, pair.old)
+    number = store.save_verdict(replace(verdict, runs={**verdict.runs, "anchor": verdict.runs["candidate"]}))
+    refused(store, number, "held its guards against another anchor")

@@ -33,7 +33,7 @@ POLICY = Policy(
     targets=(Target(benchmark="chat", metric="right"),),
     guards=(Guard(benchmark="sums", metric="right", margin=0.15),),
     against_anchor=False,
-    ledger=None,
+    ledger="none",  # type: ignore[arg-type]
 )
 
 

@@ -41,6 +41,6 @@ def test_every_rule_of_a_policy_is_said() -> None:
 
 def test_the_three_ledgers_promise_different_things() -> None:
     rules = {"targets": (Target(benchmark="a", metric="m"),), "guards": (Guard(benchmark="b", metric="m", margin=0.1),)}
-    none, open_ = ("\n".join(explain(Policy(name="p", ledger=each, **rules))) for each in (None, Ledger()))
+    none, open_ = ("\n".join(explain(Policy(name="p", ledger=each, **rules))) for each in ("none", Ledger()))
     assert "Each decision" in none and "twenty add up" in none
     assert "3.04% for the first, 0.76% for the second" in open_

@@ -117,7 +117,7 @@ def test_two_official_files_gate(here: Path, store: Store) -> None:
     strong, weak = (read(full(here, model), store).run_id for model in (FULL[0], FULL[2]))
     policy = Policy(
         name="p",
-        ledger=None,
+        ledger="none",
         against_anchor=False,
         targets=(Target(benchmark="alpaca_eval", metric="win_rate"),),
         guards=(Guard(benchmark="alpaca_eval", metric="lc_win_rate", margin=0.02),),

@@ -196,8 +196,8 @@ def _measured(store: Store) -> list[Row]:
     names = _names(store)
     found: dict[tuple[object, ...], Row] = {}
     for run in store.runs():
-        if run.report is None:
-            continue
+        if run.report is None or "sequential" in run.report.manifest:
+            continue  # what was stopped when it looked best is no score
         checkpoint = store.checkpoint(run.checkpoint)
         parents = wiring.lineage(store, checkpoint)[1:] if checkpoint else []
         chain = tuple(names[each.digest] for each in parents)

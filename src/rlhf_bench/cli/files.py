@@ -86,7 +86,7 @@ def inline_policy(
         raise UserError(f"no --{what}: a gate needs a target and a guard; add --{what} {form}, or name a --policy")
     improve = [_rule(Target, f"--target {each}", each, "min_effect", benchmarks) for each in targets]
     keep = [_rule(Guard, f"--guard {each}", each, "margin", benchmarks) for each in guards]
-    given = {"name": "inline", "alpha": alpha, "ledger": None, "targets": improve, "guards": keep}
+    given = {"name": "inline", "alpha": alpha, "ledger": "none", "targets": improve, "guards": keep}
     return _checked(Policy, f"--alpha {alpha:g} with these targets and guards", given)
 
 

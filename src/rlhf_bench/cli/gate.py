@@ -44,8 +44,9 @@ def gate(
         typer.Option("--guard", help="And BENCHMARK[:METRIC]=MARGIN must not lose that much (0.02 is two points)."),
     ] = None,
     alpha: Annotated[
-        float, typer.Option(help="With --target and --guard: the error of a wrong promotion, one-sided.")
-    ] = 0.05,
+        float | None,
+        typer.Option(help="With --target and --guard: the error of a wrong promotion, one-sided.", show_default="0.05"),
+    ] = None,
     anchor: Annotated[
         str | None,
         typer.Option(
@@ -71,12 +72,18 @@ def gate(
         raise UserError("one of --json, --markdown")
     if candidate is None and not (explain and policy):
         raise UserError("name the candidate's run: rlhf-bench gate CANDIDATE [CHAMPION] (or --explain --policy P)")
+    if alpha is not None and not (target or guard):
+        raise UserError("--alpha goes with --target and --guard: a policy has its own (its key 'alpha')")
     if policy is not None and (target or guard):
         raise UserError("either --policy or --target and --guard: they are two ways to say the same")
 
+    from rlhf_bench.harness.policy import Ledger
+
     def rules(run: Run) -> Policy:
         if target or guard:
-            return files.inline_policy(target or (), guard or (), alpha, run.manifest["benchmarks"])
+            facts = run.manifest["benchmarks"]
+            typed = files.inline_policy(target or (), guard or (), 0.05 if alpha is None else alpha, facts)
+            return typed if files.is_file(str(candidate)) else typed.model_copy(update={"ledger": Ledger()})
         return wiring.default_policy(run) if policy is None else wiring.policy(policy)
 
     if explain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +12,9 @@ from rlhf_bench.cli import dry, options, show, tables, wiring
 from rlhf_bench.harness.errors import UserError
 
 if TYPE_CHECKING:
-    from rlhf_bench.harness.store import Store
-    from rlhf_bench.harness.types import Report
+    from rlhf_bench.harness.policy import Policy
+    from rlhf_bench.harness.store import Run, Store
+    from rlhf_bench.harness.types import Report, Verdict
 
 
 def run(
@@ -161,12 +163,41 @@ def run(
         if dry_run:
             planned = dry.planned(model, asked, store, show.bars())
             return show.as_json(planned) if json else tables.planned(planned)
-        if against is not None:
-            wiring.find_run(store, against)  # a name that is wrong is found before any long work
+        against = None if against is None else wiring.find_run(store, against).id
         report = wiring.measure(model, asked, store, show.bars())
+        decided = _decided(store, report.run_id, str(against), policy) if sequential else None
         if json:
-            return show.as_json(report)
+            return show.as_json({"report": report, **decided.told} if decided else report)
         print_run(store, report, against)
+        if decided:
+            decided.show()
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """The verdict that a run was stopped for; it is a decision as the gate's are, with its entry in the ledger."""
+
+    verdict: Verdict
+    number: int | None
+
+    @property
+    def told(self) -> dict[str, object]:
+        return {"gate": tables.verdict_as_json(self.verdict, self.number)}
+
+    def show(self) -> None:
+        tables.verdict(self.verdict, self.number)
+        if self.verdict.outcome == "promote":
+            show.say(f"next: rlhf-bench promote --verdict {self.number}")
+
+
+def _decided(store: Store, run_id: str, against: str, policy: str | None) -> _Decided:
+    from rlhf_bench.cli.question import question
+
+    def rules(run: Run) -> Policy:
+        return wiring.default_policy(store.run(against)) if policy is None else wiring.policy(policy)
+
+    with question(run_id, against, None, rules, store) as asked:
+        return _Decided(*asked.decided())
 
 
 def print_run(store: Store, report: Report, against: str | None = None) -> None:
@@ -178,11 +209,7 @@ def print_run(store: Store, report: Report, against: str | None = None) -> None:
     tables.stopped(report)
     show.say(f"run {report.run_id} in {show.redact(default_store_url())}")
     if against is not None:
-        named = store.run(report.run_id).settings.get("policy")
-        rules = f" --policy {named}" if named else ""
-        command = "gate" if "sequential" in report.manifest else "compare"
-        names = (report.run_id, against) if command == "gate" else (against, report.run_id)
-        return show.say(f"next: rlhf-bench {command} {' '.join(names)}{rules}")
+        return show.say(f"next: rlhf-bench compare {against} {report.run_id}")
     earlier = [
         each.id
         for each in store.runs()

@@ -139,6 +139,8 @@ def verdict_as_json(found: Verdict, number: int | None = None) -> dict[str, obje
 
 def verdict_as_markdown(found: Verdict, number: int | None = None) -> None:
     """The same as GitHub markdown: the decision first, then the checks, then the reasons."""
+    from rlhf_bench.cli.pull_request import text
+
     mark = {"promote": "✅ promote", "reject": "❌ reject", "inconclusive": "⚠️ inconclusive"}[found.outcome]
     print(f"**{mark}**: candidate {short(found.candidate)} against champion {short(found.champion)}, {_level(found)}\n")
     columns = ("check", "benchmark", "metric", "difference", "bounds", "margin", "p", "outcome")
@@ -154,10 +156,10 @@ def verdict_as_markdown(found: Verdict, number: int | None = None) -> None:
         )
         for each in found.checks
     ]
-    show.markdown(columns, rows)
+    show.markdown(columns, [[text(cell) for cell in row] for row in rows])
     print()
     for reason in found.reasons:
-        print(f"- {show.safe(reason)}")
+        print(f"- {text(reason)}")
 
 
 def _level(found: Verdict) -> str:

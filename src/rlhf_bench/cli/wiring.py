@@ -328,6 +328,8 @@ def find_run(store: Store, text: str, like: Run | None = None) -> Run:
     be how some run's id begins.
     """
     champion = store.champion()
+    if text == "champion" and champion is None and "champion" not in store.aliases():
+        raise UserError("there is no champion yet: `rlhf-bench promote --first MODEL` or `rlhf-bench iterate` sets one")
     digest = champion.checkpoint if text == "champion" and champion else store.aliases().get(text)
     return store.run(text) if digest is None else last_run(store, digest, text, like)
 
