@@ -38,7 +38,7 @@ def checkpoint_digest(path: Path) -> str:
     """
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is no checkpoint: it has no config.json. Give a folder saved by transformers.")
-    files = _decisive(path)
+    files = decisive_files(path)
     if not any(file.suffix == ".safetensors" for file in files):
         pickled = any(file for pattern in PICKLED for file in path.glob(pattern))
         found = "only pickled weights, which can run code and are refused" if pickled else "no weights"
@@ -54,7 +54,7 @@ def stamps(path: Path) -> Stamps:
     """
     found = []
     try:
-        for file in sorted(_decisive(path)):
+        for file in sorted(decisive_files(path)):
             s = file.stat()
             name = file.relative_to(path).as_posix()
             found.append((name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns))
@@ -63,7 +63,8 @@ def stamps(path: Path) -> Stamps:
     return tuple(found)
 
 
-def _decisive(path: Path) -> set[Path]:
+def decisive_files(path: Path) -> set[Path]:
+    """The files of a folder that its digest covers."""
     return {file for pattern in DECISIVE for file in path.glob(pattern) if file.is_file()}
 
 

@@ -30,6 +30,17 @@ def write(path: Path, text: str) -> None:
         raise Fault(f"cannot write {path}: {error.strerror}") from error
 
 
+def flush(folder: Path) -> None:
+    """Have every file in `folder` on the disk, names included, so that a rename of it survives a power cut."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir() or path.is_file():
+            number = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(number)
+            finally:
+                os.close(number)
+
+
 @contextmanager
 def only_one(folder: Path, doing: str) -> Iterator[None]:
     """Hold the folder's lock, which goes when the process dies. Raises UserError where another process holds it."""

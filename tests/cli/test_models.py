@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Call, Line, checkpoint
 
+from rlhf_bench.harness.checkpoint import checkpoint_digest
 from rlhf_bench.harness.store import Store
 
 
@@ -73,3 +74,42 @@ def test_an_unknown_model_names_the_nearest(call: Call, line: Line) -> None:
     done = call("models", "show", "bettr")
     assert done.code == 2
     assert "Did you mean 'better'" in done.one_line
+
+
+def test_a_model_is_exported_as_a_folder_that_is_the_same_checkpoint(call: Call, line: Line, home: Path) -> None:
+    found = call("models", "export", "better", "out", "--json").json
+    assert found == {"digest": line.better.checkpoint, "format": "hf", "path": str(home / "out")}
+    assert checkpoint_digest(home / "out") == line.better.checkpoint
+    done = call("models", "export", "champion", "out")
+    assert done.code == 2 and "is there already" in done.one_line
+
+
+def test_a_model_whose_files_changed_is_not_exported(call: Call, line: Line, home: Path) -> None:
+    (home / "weights" / "worse" / "config.json").write_text("{}")
+    done = call("models", "export", "worse", "out")
+    assert done.code == 2 and "was registered as" in done.one_line and not (home / "out").exists()
+
+
+def test_gguf_needs_llama_cpps_converter_and_takes_it_where_it_is_named(
+    call: Call, line: Line, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(home))
+    done = call("models", "export", "better", "better.gguf", "--format", "gguf")
+    assert done.code == 2 and "convert_hf_to_gguf.py" in done.one_line and "llama.cpp" in done.one_line
+    (home / "converter.py").write_text("import sys; open(sys.argv[3], 'wb').write(b'GGUF and more')")
+    monkeypatch.setenv("RLHF_BENCH_GGUF_CONVERTER", str(home / "converter.py"))
+    assert str(home / "better.gguf") in call("models", "export", "better", "better.gguf", "--format", "gguf").out
+    assert (home / "better.gguf").read_bytes() == b"GGUF and more"
+
+
+def test_pushing_needs_a_token_of_the_environment(
+    call: Call, line: Line, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "hub").mkdir()
+    (home / "hub" / "token").write_text("hf_ofsomebodyelse")
+    monkeypatch.setenv("HF_HOME", str(home / "hub"))
+    done = call("models", "push", "better", "org/name")
+    assert done.code == 2 and "set HF_TOKEN" in done.one_line
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    done = call("models", "push", "better", "nobody")
+    assert done.code == 2 and "write org/name" in done.one_line and "hf_" not in done.err

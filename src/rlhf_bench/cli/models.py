@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rlhf_bench.harness.store import Champion, How
     from rlhf_bench.harness.types import Checkpoint
 
-app = typer.Typer(help="List, fetch, register, verify and show checkpoints.")
+app = typer.Typer(help="List, fetch, register, verify, show, export and push checkpoints.")
 ModelName = Annotated[str, typer.Argument(help="Alias, beginning of a digest, champion, folder or hf:org/name.")]
 
 
@@ -115,6 +115,44 @@ def show_model(name: ModelName, json: options.Json = False) -> None:
     rows = [(called(names.get(c.digest, ()), _how(c, champion)), c.digest, c.parent, made_by(c)) for c in chain]
     tables.lineage(rows)
     show.say(f"{chain[0].digest} in {chain[0].path}")
+
+
+@app.command()
+def export(
+    name: ModelName,
+    out: Annotated[Path, typer.Argument(help="The new folder (hf) or file (gguf).")],
+    form: Annotated[
+        Literal["hf", "gguf"],
+        typer.Option("--format", help="A folder for transformers, or a file for llama.cpp, made by its converter."),
+    ] = "hf",
+    json: options.Json = False,
+) -> None:
+    """Copy a checkpoint, or convert it, to a place outside of this store; its files are checked first."""
+    from rlhf_bench.harness.export import export_folder, export_gguf
+
+    with wiring.open_store() as store:
+        found = wiring.find_checkpoint(store, name)
+    written = (export_folder if form == "hf" else export_gguf)(found, out.absolute())
+    if json:
+        show.as_json({"digest": found.digest, "format": form, "path": str(written)})
+        return
+    show.say(f"{tables.short(found.digest)} in {written}")
+
+
+@app.command()
+def push(
+    name: ModelName,
+    repository: Annotated[str, typer.Argument(help="org/name on the hub; a new one is made, private.")],
+    public: Annotated[bool, typer.Option("--public", help="Everyone may see it.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Put a checkpoint into a repository of the Hugging Face hub, by the token in HF_TOKEN."""
+    from rlhf_bench.harness.export import push as to_hub
+
+    with wiring.open_store() as store:
+        found = wiring.find_checkpoint(store, name)
+    address = to_hub(found, repository, public=public)
+    show.as_json({"digest": found.digest, "commit": address}) if json else show.say(address)
 
 
 def called(names: Sequence[str], how: How | None) -> str:
