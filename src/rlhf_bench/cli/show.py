@@ -19,7 +19,7 @@ PLAIN_WIDTH = 100
 LOG_EVERY_S = 1.0
 _CREDENTIALS = re.compile(r"(?<=://)\S*(?=@)")
 _SECRET = re.compile(r"(?i)((?:password|passwd|secret|token|api_key)=)[^&\s'\"]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def complain(message: str) -> None:
@@ -74,10 +74,12 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
+    grid = Table(title=Text(safe(title), style="bold"), title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
     for column in columns:
         justify: Literal["left", "right"] = "right" if column in right else "left"
-        grid.add_column(Text(column), justify=justify, overflow="fold", no_wrap=column in right or column in whole)
+        grid.add_column(
+            Text(safe(column)), justify=justify, overflow="fold", no_wrap=column in right or column in whole
+        )
     for row in rows:
         grid.add_row(*(Text(safe(cell)) for cell in row))
     console().print(grid)
