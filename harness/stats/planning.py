@@ -57,7 +57,8 @@ def samples_needed(sd: float, distance: float, alpha: float = 0.05, power: float
     """
     if distance == 0:
         return math.inf
-    return math.ceil(float(((special.ndtri(1 - alpha) + special.ndtri(power)) * sd / distance) ** 2))
+    found = float(((special.ndtri(1 - alpha) + special.ndtri(power)) * sd / distance) ** 2)
+    return math.ceil(found) if math.isfinite(found) else math.inf
 
 
 def samples_to_decide(

@@ -20,7 +20,7 @@ from rlhf_bench.testing import assert_not_regressed, assert_promotes
 def rules(**changes: object) -> Policy:
     given = {
         "name": "test",
-        "ledger": None,
+        "ledger": "none",
         "targets": (Target(benchmark="chat", metric="win_rate"),),
         "guards": (Guard(benchmark="maths", metric="accuracy", margin=0.1),),
     }
