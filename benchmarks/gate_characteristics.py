@@ -183,7 +183,7 @@ def twenty_in_a_row(ledger: Ledger | None, sequences: int, fresh: bool = False) 
     """
     policy = Policy(
         name="p",
-        ledger=ledger,
+        ledger=ledger or "none",  # type: ignore[arg-type]
         targets=(Target(benchmark="a", metric="m"),),
         guards=(Guard(benchmark="b", metric="m", margin=0.1),),
     )
