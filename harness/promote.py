@@ -39,6 +39,9 @@ def promote(store: Store, verdict_id: int, *, policy: str | None = None) -> Cham
     if champion is not None and _is_carried_out(champion, verdict, verdict_id):
         return champion
     with store.line() as line:  # what is wrong is said before the files are read
+        now = line.champion()
+        if now is not None and _is_carried_out(now, verdict, verdict_id):
+            return now
         before = _require(line, verdict_id, policy)
 
     def cleared(line: Line) -> Champion | None:
