@@ -38,11 +38,14 @@ def promote(store: Store, verdict_id: int, *, policy: str | None = None) -> Cham
     champion = store.champion()
     if champion is not None and _is_carried_out(champion, verdict, verdict_id):
         return champion
-    with store.line() as line:  # what is wrong is said before the files are read
-        now = line.champion()
-        if now is not None and _is_carried_out(now, verdict, verdict_id):
-            return now
-        before = _require(line, verdict_id, policy)
+    try:
+        with store.line() as line:  # what is wrong is said before the files are read
+            before = _require(line, verdict_id, policy)
+    except UserError:
+        champion = store.champion()
+        if champion is not None and _is_carried_out(champion, verdict, verdict_id):
+            return champion  # by another process, between two statements
+        raise
 
     def cleared(line: Line) -> Champion | None:
         now = line.champion()
