@@ -49,12 +49,13 @@ def export_folder(checkpoint: Checkpoint, out: Path) -> Path:
 def export_gguf(checkpoint: Checkpoint, out: Path) -> Path:
     """Convert to the new file `out` by llama.cpp's converter, in the precision of the weights.
 
-    It is RLHF_BENCH_GGUF_CONVERTER, or `convert_hf_to_gguf.py` on the PATH. Raises UserError where there is none, or
-    where `out` exists, and Fault with the last line that it said where it fails.
+    It is RLHF_BENCH_GGUF_CONVERTER, or `convert_hf_to_gguf.py` on the PATH, and a Python script is run by this Python,
+    which needs sentencepiece for it. Raises UserError where there is none, or where `out` exists, and Fault with the
+    last line that it said where it fails.
     """
     converter = _converter()
     with _draft(checkpoint, out) as draft:
-        program = [str(converter)] if os.access(converter, os.X_OK) else [sys.executable, str(converter)]
+        program = [sys.executable, str(converter)] if converter.suffix == ".py" else [str(converter)]
         command = [*program, checkpoint.path, "--outfile", str(draft), "--outtype", "auto"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode:

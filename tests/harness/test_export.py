@@ -143,11 +143,20 @@ class TestGGUF:
     def test_the_converter_is_found_on_the_path(
         self, made: Checkpoint, outside: Path, converter: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        converter.write_text(f"#!{sys.executable}\n{WRITES}")
+        converter.write_text(f"#!/usr/bin/env no-such-python\nimport safetensors\n{WRITES}")
         converter.chmod(converter.stat().st_mode | stat.S_IXUSR)
         monkeypatch.delenv(CONVERTER_VARIABLE)
         monkeypatch.setenv("PATH", f"{converter.parent}{os.pathsep}{os.environ['PATH']}")
-        assert export_gguf(made, outside / "model.gguf").is_file()
+        assert export_gguf(made, outside / "model.gguf").is_file(), "by this Python, which has safetensors"
+
+    def test_a_program_of_another_kind_is_run_as_it_is(
+        self, made: Checkpoint, outside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        program = tmp_path / "converter"
+        program.write_text('#!/bin/sh\nprintf GGUF > "$3"\n')
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv(CONVERTER_VARIABLE, str(program))
+        assert export_gguf(made, outside / "model.gguf").read_bytes() == b"GGUF"
 
     def test_where_there_is_none_one_line_says_what_to_do(
         self, made: Checkpoint, outside: Path, monkeypatch: pytest.MonkeyPatch
