@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rlhf_bench.harness.checkpoint import checkpoint_digest
-from rlhf_bench.harness.types import Checkpoint, Message, Preference
-from rlhf_bench.trainers.recipes import DPORecipe, RewardRecipe
+from rlhf_bench.harness.types import Checkpoint, Conversation, Message, Preference
+from rlhf_bench.trainers.recipes import DPORecipe, PreferenceRecipe, RewardRecipe, SFTRecipe
 
 SHORT: dict[str, Any] = {
     "epochs": 1,
@@ -37,6 +37,28 @@ def sums(first: int, count: int) -> Sequence[Preference]:
         Preference((Message("user", f"What is {n} + {n}?"),), f"yes {2 * n} it is", f"no {2 * n} true A")
         for n in range(first, first + count)
     ]
+
+
+def talks(count: int) -> Sequence[Conversation]:
+    """Conversations of two answers each, of different lengths."""
+    return [
+        (
+            Message("system", "Answer in short."),
+            Message("user", f"What is {n} + {n}?"),
+            Message("assistant", f"{2 * n}" + ", and that is" * (n % 4)),
+            Message("user", "True?"),
+            Message("assistant", "yes"),
+        )
+        for n in range(count)
+    ]
+
+
+def sft_recipe(**changes: Any) -> SFTRecipe:
+    return SFTRecipe(**{**SHORT, "packing": False, **changes})
+
+
+def preference_recipe(**changes: Any) -> PreferenceRecipe:
+    return PreferenceRecipe(**{**SHORT, "packing": False, **changes})
 
 
 def reward_recipe(**changes: Any) -> RewardRecipe:

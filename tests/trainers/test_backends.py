@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from tests.trainers.conftest import dpo_recipe, reward_recipe, sums
+from tests.trainers.conftest import dpo_recipe, preference_recipe, reward_recipe, sft_recipe, sums, talks
 
 from rlhf_bench.harness.checkpoint import checkpoint_digest
 from rlhf_bench.harness.errors import ChangedCheckpoint, Fault, UnknownName, UserError
-from rlhf_bench.harness.types import Checkpoint, Message, Preference
+from rlhf_bench.harness.types import Checkpoint, Conversation, Message, Preference
 from rlhf_bench.trainers import backends
 from rlhf_bench.trainers.backends import Backend, get_backend
+from rlhf_bench.trainers.recipes import Needs
 
 
 class Copies:
@@ -26,10 +27,15 @@ class Copies:
     def __init__(self) -> None:
         self.calls = 0
 
+    def fit_sft(self, recipe: Any, conversations: Any, base: Checkpoint, work: Path, track: Any) -> Any:
+        return self.fit_dpo(recipe, conversations, base, base, work, track)
+
     def fit_reward(
         self, recipe: Any, preferences: Sequence[Preference], base: Checkpoint, work: Path, track: Any
     ) -> Any:
         return self.fit_dpo(recipe, preferences, base, base, work, track)
+
+    fit_preference = fit_reward
 
     def fit_dpo(
         self, recipe: Any, preferences: Sequence[Preference], policy: Checkpoint, reference: Any, work: Path, track: Any
@@ -66,6 +72,27 @@ def test_a_back_end_of_another_package_is_found_by_its_entry_point(
     assert made.recipe["backend"] == "mine" and made.recipe["pairs"] == 4
 
 
+def test_a_back_end_that_lacks_a_recipe_says_which_has_it(tiny: Checkpoint, tmp_path: Path) -> None:
+    class Rewards:
+        fit_reward = Copies.fit_reward
+
+    only: Any = Rewards()
+    with pytest.raises(UserError, match="the back end 'mine' has no fit_sft: use --backend trl"):
+        Backend("mine", lambda: only).train_sft(sft_recipe(), talks(2), tiny, tmp_path / "out")
+
+
+@pytest.mark.parametrize("what", ["sft", "preference"])
+def test_every_recipe_leaves_a_checkpoint_that_says_what_made_it(
+    backend: Backend, tiny: Checkpoint, tmp_path: Path, what: str
+) -> None:
+    if what == "sft":
+        made = backend.train_sft(sft_recipe(), talks(3), tiny, tmp_path / "out")
+    else:
+        made = backend.train_preference(preference_recipe(), sums(0, 3), tiny, tmp_path / "out")
+    assert made.parent == tiny.digest == made.recipe["base_digest"]
+    assert (made.recipe["trainer"], made.recipe["seed"], made.recipe["pairs"]) == (what, 7, 3)
+
+
 def test_what_is_there_is_returned_and_not_trained_again(
     backend: Backend, copies: Copies, tiny: Checkpoint, tmp_path: Path
 ) -> None:
@@ -96,6 +123,26 @@ def test_another_recipe_never_goes_on_from_an_unfinished_training(
     with pytest.raises(UserError, match=r"beta is 0\.1 there, 0\.2 now") as caught:
         backend.train_dpo(dpo_recipe(beta=0.2), sums(0, 4), tiny, tiny, tmp_path / "out")
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.1), (0.1, 0.0)])
+def test_an_option_that_was_switched_on_or_off_makes_it_another_model(
+    backend: Backend, tiny: Checkpoint, tmp_path: Path, before: float, after: float
+) -> None:
+    """Off, it is left out of what a checkpoint was made by, so that those from before it existed stay known."""
+    made = backend.train_dpo(dpo_recipe(nll_weight=before), sums(0, 4), tiny, tiny, tmp_path / "out")
+    assert ("nll_weight" in made.recipe) == bool(before)
+    with pytest.raises(UserError, match=r"another model \(nll_weight is"):
+        backend.train_dpo(dpo_recipe(nll_weight=after), sums(0, 4), tiny, tiny, tmp_path / "out")
+
+
+def test_what_changes_no_weights_does_not_make_it_another_model(
+    backend: Backend, copies: Copies, tiny: Checkpoint, tmp_path: Path
+) -> None:
+    first = backend.train_dpo(dpo_recipe(), sums(0, 4), tiny, tiny, tmp_path / "out")
+    needs = Needs(hours=1, memory_gb=1, machine="this one")
+    again = dpo_recipe(keep=9, report_to=["wandb"], needs=needs)
+    assert backend.train_dpo(again, sums(0, 4), tiny, tiny, tmp_path / "out") == first and copies.calls == 1
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(backend: Backend, tiny: Checkpoint, tmp_path: Path) -> None:
@@ -139,6 +186,71 @@ def test_pairs_that_teach_nothing_are_named_before_anything_is_loaded(
     with pytest.raises(UserError, match=says):
         backend.train_reward(reward_recipe(), pairs, tiny, tmp_path / "out")
     assert copies.calls == 0 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("talks", "says"),
+    [
+        ([], "there are no conversations"),
+        ([(Message("user", "Hi"), Message("assistant", "Yes?")), (Message("user", "Hi"),)], "conversation 1: .*assist"),
+        ([(Message("system", "Be brief."), Message("assistant", "Yes?"))], "conversation 0: there is no user turn"),
+    ],
+)
+def test_conversations_that_teach_nothing_are_named_before_anything_is_loaded(
+    backend: Backend, copies: Copies, tiny: Checkpoint, tmp_path: Path, talks: list[Conversation], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        backend.train_sft(sft_recipe(), talks, tiny, tmp_path / "out")
+    assert copies.calls == 0 and not list(tmp_path.iterdir())
+
+
+def test_margins_that_tell_no_pair_from_another_are_refused(backend: Backend, tiny: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="use_margin has nothing to go by: all 4 pairs have margin 1; give"):
+        backend.train_reward(reward_recipe(use_margin=True), sums(0, 4), tiny, tmp_path / "out")
+    pairs = [replace(pair, margin=float(place)) for place, pair in enumerate(sums(0, 4))]
+    assert backend.train_reward(reward_recipe(use_margin=True), pairs, tiny, tmp_path / "out").recipe["use_margin"]
+
+
+@pytest.mark.parametrize("what", ["sft", "reward", "preference", "dpo"])
+def test_a_model_without_a_chat_template_is_refused_before_anything_is_loaded(
+    backend: Backend, copies: Copies, tiny: Checkpoint, tmp_path: Path, what: str
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny.path, folder)
+    (folder / "chat_template.jinja").unlink()
+    base = Checkpoint(str(folder), checkpoint_digest(folder))
+    with pytest.raises(UserError, match="has no chat template: use a chat model, or make it one by SFT") as caught:
+        if what == "sft":
+            backend.train_sft(sft_recipe(), talks(2), base, tmp_path / "out")
+        elif what == "dpo":
+            backend.train_dpo(dpo_recipe(), sums(0, 2), base, tiny, tmp_path / "out")
+        elif what == "reward":
+            backend.train_reward(reward_recipe(), sums(0, 2), base, tmp_path / "out")
+        else:
+            backend.train_preference(preference_recipe(), sums(0, 2), base, tmp_path / "out")
+    assert "\n" not in str(caught.value) and copies.calls == 0
+
+
+def test_a_process_that_is_not_the_first_trains_along_and_waits_for_the_result(
+    backend: Backend, copies: Copies, tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes no lock and writes no recipe; what the first process leaves is what both return."""
+    made = backend.train_dpo(dpo_recipe(), sums(0, 4), tiny, tiny, tmp_path / "made")
+    monkeypatch.setenv("RANK", "1")
+    real = copies.fit_dpo
+
+    def alongside(*args: Any) -> Mapping[str, int]:
+        assert not (tmp_path / "out.work" / "lock").exists()
+        shutil.copytree(made.path, tmp_path / "out")
+        return {}
+
+    monkeypatch.setattr(copies, "fit_dpo", alongside)
+    joined = backend.train_dpo(dpo_recipe(), sums(0, 4), tiny, tiny, tmp_path / "out")
+    assert (joined.digest, joined.recipe) == (made.digest, made.recipe)
+    monkeypatch.setattr(copies, "fit_dpo", real)
+    monkeypatch.setattr(backends, "WAIT_S", 0.0)
+    with pytest.raises(Fault, match="all processes need the same folder, on shared storage"):
+        backend.train_dpo(dpo_recipe(), sums(0, 4), tiny, tiny, tmp_path / "elsewhere")
 
 
 def test_a_policy_whose_files_changed_is_refused(backend: Backend, tiny: Checkpoint, tmp_path: Path) -> None:

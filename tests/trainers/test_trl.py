@@ -1,4 +1,4 @@
-"""trainers/trl.py: the losses are the paper's, a killed run ends in the same weights, nothing is dropped silently."""
+"""trainers/trl: reward models and DPO; what holds of every recipe; a killed run ends in the same weights."""
 
 from __future__ import annotations
 
@@ -13,49 +13,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.trainers.conftest import dpo_recipe, reward_recipe, sums
+from tests.trainers.oracles import answer_logps, metrics, weights
+from tests.trainers.trl_driver import train
 
 from rlhf_bench.harness.checkpoint import chat_template_digest, checkpoint_digest
 from rlhf_bench.harness.errors import Fault, UserError
-from rlhf_bench.harness.judges.reward import RewardModel, encode
+from rlhf_bench.harness.judges.reward import RewardModel
 from rlhf_bench.harness.progress import Advance
 from rlhf_bench.harness.types import Checkpoint, Message, Preference
 from rlhf_bench.trainers.backends import get_backend
 from rlhf_bench.trainers.recipes import LoRA
-from rlhf_bench.trainers.trl import last_complete
+from rlhf_bench.trainers.trl.run import last_complete
 
 TRL = get_backend("trl")
 KILLED = Path(__file__).with_name("trl_driver.py")
-
-
-def metrics(checkpoint: Checkpoint) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (Path(checkpoint.path) / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    return load_file(Path(checkpoint.path) / "model.safetensors")
-
-
-def logps(checkpoint: Checkpoint, pairs: list[Preference]) -> torch.Tensor:
-    """log π(answer | prompt) of each chosen and rejected answer, [pairs, 2], by plain torch, one at a time."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32)
-    values = []
-    for pair in pairs:
-        for answer in (pair.chosen, pair.rejected):
-            head, tail = encode(tokenizer, pair.prompt, answer)
-            with torch.no_grad():
-                logits_TV = model(torch.tensor([head + tail])).logits[0].log_softmax(-1)
-            places = range(len(head) - 1, len(head) + len(tail) - 1)
-            values.append(sum(float(logits_TV[place, token]) for place, token in zip(places, tail, strict=True)))
-    return torch.tensor(values).view(-1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +62,7 @@ def test_the_first_reward_loss_is_bradley_terrys(reward: Checkpoint, tmp_path: P
     rewards = torch.tensor([[model.rewards([(p.prompt, a)])[0] for a in (p.chosen, p.rejected)] for p in pairs])
     expected = -torch.nn.functional.logsigmoid(rewards[:, 0] - rewards[:, 1]).mean()
     assert metrics(again)[0]["loss"] == pytest.approx(float(expected), rel=1e-4)
-    assert metrics(again)[0]["rewards/margins"] == pytest.approx(
-        float((rewards[:, 0] - rewards[:, 1]).mean()), rel=1e-4
-    )
+    assert metrics(again)[0]["margin"] == pytest.approx(float((rewards[:, 0] - rewards[:, 1]).mean()), rel=1e-4)
 
 
 def test_the_reward_head_pads_with_a_token_that_ends_no_conversation(reward: Checkpoint, tiny: Checkpoint) -> None:
@@ -106,9 +80,9 @@ def test_the_first_dpo_loss_is_log_2_where_the_policy_is_its_own_reference(dpo: 
 def test_dpo_lowers_the_loss_and_raises_the_margin_over_the_reference(dpo: Checkpoint, tiny: Checkpoint) -> None:
     steps = metrics(dpo)
     assert steps[-1]["loss"] < 0.5 < steps[0]["loss"]
-    before, after = logps(tiny, sums(100, 4)), logps(dpo, sums(100, 4))
+    before, after = (answer_logps(each, sums(100, 4))[0] for each in (tiny, dpo))
     assert ((after[:, 0] - after[:, 1]) > (before[:, 0] - before[:, 1])).all()
-    assert {"step", "loss", "lr", "rewards/margins", "rewards/accuracies"} <= steps[0].keys()
+    assert {"step", "loss", "lr", "margin", "accuracy"} <= steps[0].keys()
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
@@ -118,7 +92,7 @@ def test_dpo_measures_against_the_reference_it_was_given(
     """Rafailov et al., eq. 7, by plain torch; not the policy's own start, which would give log 2."""
     pairs = sums(40, 4)
     trained = TRL.train_dpo(dpo_recipe(lora=lora), pairs, dpo, tiny, tmp_path / "out")
-    policy, reference = logps(dpo, pairs), logps(tiny, pairs)
+    (policy, _), (reference, _) = answer_logps(dpo, pairs), answer_logps(tiny, pairs)
     ratios = policy - reference
     expected = -torch.nn.functional.logsigmoid(0.1 * (ratios[:, 0] - ratios[:, 1])).mean()
     first = metrics(trained)[0]
@@ -209,20 +183,14 @@ def test_training_says_nothing_but_its_progress_and_calls_no_one(
     assert (captured.out, captured.err, called) == ("", "", [])
 
 
-@pytest.mark.parametrize("what", ["dpo", pytest.param("reward-lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "what",
+    ["dpo", *(pytest.param(each, marks=pytest.mark.slow) for each in ("sft", "reward-lora", "preference"))],
+)
 def test_a_run_killed_at_a_random_step_ends_in_the_same_weights(tiny: Checkpoint, tmp_path: Path, what: str) -> None:
     """A real SIGKILL, then the same call again: bitwise the weights and metrics of a run that was left alone."""
-    changes: dict[str, Any] = {"epochs": 3, "save_every": 3}
-    pairs = sums(0, 30)
-
-    def train(out: Path) -> Checkpoint:
-        if what == "dpo":
-            return TRL.train_dpo(dpo_recipe(**changes), pairs, tiny, tiny, out)
-        lora = LoRA(rank=2, dropout=0.1)
-        return TRL.train_reward(reward_recipe(lora=lora, **changes), pairs, tiny, out)
-
-    whole = train(tmp_path / "whole")
-    step = random.SystemRandom().randint(4, 20)
+    whole = train(what, tiny, tmp_path / "whole")
+    step = random.SystemRandom().randint(4, 18)
     out = tmp_path / "killed"
     child = subprocess.Popen(
         [sys.executable, str(KILLED), what, tiny.path, str(out), str(torch.get_num_threads())],
@@ -235,7 +203,7 @@ def test_a_run_killed_at_a_random_step_ends_in_the_same_weights(tiny: Checkpoint
     _, errors = child.communicate()
     assert child.returncode == -signal.SIGKILL, (step, errors.decode()[-2000:])
     assert not out.exists() and last_complete(tmp_path / "killed.work" / "steps") is not None
-    resumed = train(out)
+    resumed = train(what, tiny, out)
     assert resumed.digest == whole.digest, step
     assert metrics(resumed) == metrics(whole)
     assert resumed.recipe == whole.recipe
