@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -152,15 +152,18 @@ def pace(per_s: float) -> str:
     return f"{per_s:.1f}/s" if per_s >= 0.5 else f"{1 / max(per_s, 1e-9):.1f}s each"
 
 
-def bars() -> Track:
-    """Progress on stderr: live bars on a terminal, elsewhere a line each tenth so that logs stay readable."""
+def bars(note: Callable[[], str] = str) -> Track:
+    """Progress on stderr: live bars on a terminal, elsewhere a line each tenth so that logs stay readable.
+
+    `note` gives what else is known, at the end of each bar or line.
+    """
     from rich.console import Console
 
     stderr = Console(stderr=True)
-    return _live(stderr) if stderr.is_terminal else _lines
+    return _live(stderr, note) if stderr.is_terminal else _lines(note)
 
 
-def _live(stderr: Console) -> Track:
+def _live(stderr: Console, note: Callable[[], str] = str) -> Track:
     shown: list[Progress] = []
     depth = 0
 
@@ -168,7 +171,7 @@ def _live(stderr: Console) -> Track:
     def track(label: str, total: int) -> Iterator[Advance]:
         nonlocal depth
         if not shown:
-            shown.append(_progress(stderr))
+            shown.append(_progress(stderr, note))
         progress = shown[0]
         if depth == 0:
             progress.start()
@@ -185,13 +188,18 @@ def _live(stderr: Console) -> Track:
     return track
 
 
-def _progress(stderr: Console) -> Progress:
+def _progress(stderr: Console, note: Callable[[], str]) -> Progress:
     from rich import progress as parts
+    from rich.text import Text
 
     class Rate(parts.ProgressColumn):
         def render(self, task: parts.Task) -> str:
             speed = task.finished_speed or task.speed
             return pace(speed) if speed else ""
+
+    class Note(parts.ProgressColumn):
+        def render(self, task: parts.Task) -> Text:
+            return Text(note())
 
     return parts.Progress(
         parts.TextColumn("{task.description}", markup=False),
@@ -199,29 +207,33 @@ def _progress(stderr: Console) -> Progress:
         parts.MofNCompleteColumn(),
         Rate(),
         parts.TimeRemainingColumn(elapsed_when_finished=True),
+        Note(),
         console=stderr,
     )
 
 
-@contextmanager
-def _lines(label: str, total: int) -> Iterator[Advance]:
-    started = seen = time.monotonic()
-    done = shown = 0
-    if total:
-        _log(f"{label}: 0/{total}")
+def _lines(note: Callable[[], str]) -> Track:
+    @contextmanager
+    def track(label: str, total: int) -> Iterator[Advance]:
+        started = seen = time.monotonic()
+        done = shown = 0
+        if total:
+            _log(f"{label}: 0/{total}")
 
-    def advance(count: int) -> None:
-        nonlocal done, shown, seen
-        done += count
-        now = time.monotonic()
-        tenth = done * 10 // max(total, 1) > shown * 10 // max(total, 1)
-        if done >= total > shown or (tenth and now - seen >= LOG_EVERY_S):
-            rate = (done - shown) / max(now - seen, 1e-9)
-            left = f"{duration((total - done) / rate)} left" if done < total else f"took {duration(now - started)}"
-            _log(f"{label}: {done}/{total}, {pace(rate)}, {left}")
-            shown, seen = done, now
+        def advance(count: int) -> None:
+            nonlocal done, shown, seen
+            done += count
+            now = time.monotonic()
+            tenth = done * 10 // max(total, 1) > shown * 10 // max(total, 1)
+            if done >= total > shown or (tenth and now - seen >= LOG_EVERY_S):
+                rate = (done - shown) / max(now - seen, 1e-9)
+                left = f"{duration((total - done) / rate)} left" if done < total else f"took {duration(now - started)}"
+                _log(", ".join(part for part in (f"{label}: {done}/{total}", pace(rate), left, note()) if part))
+                shown, seen = done, now
 
-    yield advance
+        yield advance
+
+    return track
 
 
 def _log(line: str) -> None:
