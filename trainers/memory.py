@@ -37,7 +37,7 @@ def bytes_a_parameter(recipe: Training, processes: int = 1) -> float:
     Trained whole: weights, gradients and AdamW's two moments in float32. Under adapters: the frozen weights alone.
     """
     if recipe.lora is not None:
-        bits = recipe.lora.bits or (16 if recipe.dtype == "bfloat16" else 32)
+        bits = recipe.lora.bits or (16 if recipe.dtype == "bfloat16" and recipe.shard is None else 32)
         return bits / 8 / (processes if recipe.shard in ("fsdp", "zero3") else 1)
     if recipe.shard == "zero2":
         return 4 + 12 / processes

@@ -30,6 +30,7 @@ def test_the_parameters_are_counted_from_the_headers(tiny: Checkpoint) -> None:
         ({"shard": "zero2"}, 4, 7),
         ({"lora": LoRA()}, 1, 4),
         ({"lora": LoRA(), "dtype": "bfloat16"}, 1, 2),
+        ({"lora": LoRA(), "dtype": "bfloat16", "shard": "fsdp"}, 4, 1),
         ({"lora": LoRA(bits=8)}, 1, 1),
         ({"lora": LoRA(bits=4)}, 1, 0.5),
     ],

@@ -41,10 +41,11 @@ def padding(tokenizer: Any, last: Iterable[int]) -> int:
 def load(cls: Any, checkpoint: Checkpoint, recipe: Training, **kwargs: Any) -> Any:
     """The model from safetensors, without code of its own, and without dropout (adapters may have some).
 
-    What is trained is in float32. What adapters leave frozen is in the recipe's dtype, or in `lora.bits`.
+    What is trained is in float32. What adapters leave frozen is in the recipe's dtype (in float32 too where it is
+    sharded: shards are of one dtype), or in `lora.bits`.
     """
     bits = recipe.lora.bits if recipe.lora else None
-    frozen = recipe.lora is not None and recipe.dtype == "bfloat16"
+    frozen = recipe.lora is not None and recipe.dtype == "bfloat16" and recipe.shard is None
     if bits is not None:
         kwargs |= {"quantization_config": quantized(bits), "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
     model = _load(cls, checkpoint, torch.bfloat16 if frozen else torch.float32, **kwargs)

@@ -27,6 +27,7 @@ from rlhf_bench.trainers.recipes import Training
 
 COMPLETE = "complete.json"
 STEPS = "steps"
+GO_ON = "run it again to go on from the last one"
 
 
 def configured(cls: Any, recipe: Training, start: Checkpoint, work: Path, **options: Any) -> Any:
@@ -43,6 +44,10 @@ def configured(cls: Any, recipe: Training, start: Checkpoint, work: Path, **opti
     for name in recipe.report_to:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"report_to {name} needs the package {name}: pip install {name}, or leave it out")
+    if recipe.shard is not None and recipe.lora is not None and recipe.lora.bits is not None:
+        raise UserError(
+            f"shard {recipe.shard} and lora.bits {recipe.lora.bits} do not go together: set one of them null"
+        )
     if recipe.shard is not None and not torch.cuda.is_available():
         raise UserError(f"shard {recipe.shard} needs GPUs and there is none here: set shard=null")
     sharded = sharding(recipe, processes())
@@ -235,4 +240,9 @@ def faults(work: Path) -> Iterator[None]:
             "the model does not fit: lower micro_batch or max_length, set lora or gradient_checkpointing"
         ) from None
     except SafetensorError as error:
-        raise Fault(f"weights could not be written or read in {work}: {error}") from error
+        raise Fault(f"weights could not be written or read in {work}: {error}; {GO_ON}") from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # torch's writer of optimiser states, which does not say why
+            raise
+        left_mb = shutil.disk_usage(work).free // 1_000_000
+        raise Fault(f"no checkpoint could be written in {work}, whose disk has {left_mb} MB left: {GO_ON}") from error
