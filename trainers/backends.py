@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from rlhf_bench.harness.checkpoint import checkpoint_digest, verify
 from rlhf_bench.harness.codec import digest, plain
 from rlhf_bench.harness.errors import Fault, UnknownName, UserError
-from rlhf_bench.harness.files import only_one, write
+from rlhf_bench.harness.files import flush, only_one, write
 from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.types import Checkpoint, Conversation, Preference
 from rlhf_bench.trainers.chat import check_talks, dressed, template_text
@@ -216,6 +216,7 @@ class Backend:
             _begin(work / "made.json", made)
             facts = fit(self._loaded(made), work)
             _write(work / DRAFT / RECIPE, {**facts, **made, "digest": checkpoint_digest(work / DRAFT)})
+            flush(work / DRAFT)
             (work / DRAFT).replace(out)
 
     def _join(self, out: Path, fit: Callable[[], Mapping[str, int]]) -> None:

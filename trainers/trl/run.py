@@ -94,6 +94,7 @@ def _arguments(recipe: Training, work: Path) -> dict[str, Any]:
         "disable_tqdm": True,
         "use_cpu": not on_gpu,
         "ddp_backend": "gloo" if processes() > 1 and not on_gpu else None,
+        "ddp_find_unused_parameters": False,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
     }
