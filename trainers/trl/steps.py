@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -51,8 +52,10 @@ class Step(Trainer):  # type: ignore[misc]
         return dataset
 
     def _get_train_sampler(self, *args: Any) -> Sampler[int]:
-        among = self.accelerator.num_processes
-        return Order(self._count, self._seed, self.args.train_batch_size * among if among > 1 else 1)
+        among, micro = self.accelerator.num_processes, self.args.train_batch_size
+        an_epoch = math.ceil(self._count / (micro * among * self.args.gradient_accumulation_steps))
+        round_rows = micro * among if among > 1 else 1
+        return Order(self._count, self._seed, round_rows, lambda: self.state.global_step // an_epoch)
 
     def get_batch_samples(self, *args: Any) -> Any:
         self._began_s = time.monotonic()
@@ -121,17 +124,19 @@ def alone(accelerator: Any) -> Iterator[None]:
 
 
 class Order(Sampler[int]):
-    """Epoch e: torch.randperm seeded with seed + e, then fillers (the index after the last row) up to whole rounds."""
+    """Epoch e: torch.randperm seeded with seed + e, then fillers (the index after the last row) up to whole rounds.
 
-    def __init__(self, rows: int, seed: int, round_rows: int) -> None:
-        self._rows, self._seed, self._epoch = rows, seed, 0
+    It asks which epoch it is. Accelerate tells a sampler, but not one of several processes that resume within an epoch:
+    there transformers goes on with the rows of epoch 0.
+    """
+
+    def __init__(self, rows: int, seed: int, round_rows: int, epoch: Callable[[], int]) -> None:
+        self._rows, self._seed, self._epoch = rows, seed, epoch
         self._length = -(-rows // round_rows) * round_rows
 
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch = epoch
-
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(self._rows, generator=torch.Generator().manual_seed(self._seed + self._epoch)).tolist()
+        generator = torch.Generator().manual_seed(self._seed + self._epoch())
+        order = torch.randperm(self._rows, generator=generator).tolist()
         return iter([*order, *[self._rows] * (self._length - self._rows)])
 
     def __len__(self) -> int:
