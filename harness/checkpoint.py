@@ -92,6 +92,19 @@ def verify(checkpoint: Checkpoint) -> None:
         )
 
 
+def check_finite(path: Path) -> None:
+    """Raise Fault, naming the first, if a weight in this folder is NaN or infinite: such a model answers nothing."""
+    import torch
+    from safetensors import safe_open
+
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 (it is no mapping)
+                weight = weights.get_tensor(name)
+                if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+                    raise Fault(f"{name} of {path} is not finite: lower learning_rate, or train in float32")
+
+
 def chat_template_digest(path: Path) -> str:
     """sha256, in hex, of the text of the chat template, wherever the folder keeps it; "" if it has none."""
     text = _chat_template(path)

@@ -23,7 +23,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlhf_bench.harness.checkpoint import checkpoint_digest, verify
+from rlhf_bench.harness.checkpoint import check_finite, checkpoint_digest, verify
 from rlhf_bench.harness.codec import digest, plain
 from rlhf_bench.harness.errors import Fault, UnknownName, UserError
 from rlhf_bench.harness.files import flush, only_one, write
@@ -215,6 +215,7 @@ class Backend:
                 verify(model)
             _begin(work / "made.json", made)
             facts = fit(self._loaded(made), work)
+            check_finite(work / DRAFT)
             _write(work / DRAFT / RECIPE, {**facts, **made, "digest": checkpoint_digest(work / DRAFT)})
             flush(work / DRAFT)
             (work / DRAFT).replace(out)

@@ -166,11 +166,7 @@ def select_pairs(
     left_out: Counter[str] = Counter()
     for row in rows:
         finish, rewards = row["finish_reasons"], row["rewards"]
-        left_out["answers cut at the token limit"] += sum(reason == "length" for reason in finish)
-        left_out["answers without a reward"] += sum(
-            reason != "length" and (reward is None or not math.isfinite(reward))
-            for reason, reward in zip(finish, rewards, strict=True)
-        )
+        left_out += _no_part(finish, rewards)
         pair, why = best_worst(
             tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"]),
             row["responses"],
@@ -185,3 +181,37 @@ def select_pairs(
         else:
             pairs.append(pair)
     return pairs, {reason: count for reason, count in sorted(left_out.items()) if count}
+
+
+def select_best(
+    rows: Sequence[Mapping[str, Any]], length_penalty: float = 0.0
+) -> tuple[list[dict[str, Any]], Mapping[str, int]]:
+    """The best whole answer of each prompt by r - λ·characters, for best-of-n tuning, and what was left out, by reason.
+
+    Rows as `select_pairs` takes them; found are {prompt, response, reward}, the reward as it was given.
+    """
+    found: list[dict[str, Any]] = []
+    left_out: Counter[str] = Counter()
+    for row in rows:
+        finish, rewards = row["finish_reasons"], row["rewards"]
+        left_out += _no_part(finish, rewards)
+        whole = [
+            (reward - length_penalty * len(answer), answer, reward)
+            for answer, reward, reason in zip(row["responses"], rewards, finish, strict=True)
+            if reward is not None and math.isfinite(reward) and reason == "stop"
+        ]
+        if whole:
+            _, answer, reward = max(whole, key=lambda each: each[0])
+            found.append({"prompt": list(row["prompt"]), "response": answer, "reward": reward})
+        else:
+            left_out["prompts with too few whole, scored answers"] += 1
+    return found, {reason: count for reason, count in sorted(left_out.items()) if count}
+
+
+def _no_part(finish: Sequence[str], rewards: Sequence[float | None]) -> Counter[str]:
+    """The answers that take no part, by reason."""
+    return Counter(
+        "answers cut at the token limit" if reason == "length" else "answers without a reward"
+        for reason, reward in zip(finish, rewards, strict=True)
+        if reason == "length" or reward is None or not math.isfinite(reward)
+    )

@@ -79,7 +79,7 @@ def test_a_prompt_without_a_user_turn_is_named(call: Call, config: Path, line: L
 
 def test_the_shipped_example_parses() -> None:
     from rlhf_bench.harness.config import read_config
-    from rlhf_bench.trainers.loop import LoopConfig
+    from rlhf_bench.trainers.online import LoopConfig
 
     plan = read_config(LoopConfig, ROOT / "examples" / "demo.yaml")
     assert plan.iterations == 1

@@ -66,9 +66,7 @@ def fit_dpo(
 
         model = load_policy(policy, recipe)
         if not model.shares:
-            log.warning(
-                "%s computes a prompt once for each answer: no mask keeps two in one row apart", policy.path
-            )
+            log.warning("%s computes a prompt once for each answer: no mask keeps two in one row apart", policy.path)
         optimizer = adamw(model.whole, recipe)
         steps = batches(len(pairs), recipe)
         journal = Journal(work, recipe, model.whole, optimizer, len(steps))

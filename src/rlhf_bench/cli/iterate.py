@@ -2,67 +2,158 @@
 
 from __future__ import annotations
 
+import functools
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rlhf_bench.cli import options, show, tables, wiring
-from rlhf_bench.harness.errors import UnknownName
+from rlhf_bench.harness.errors import Fault, MissingData, UnknownName, UserError
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.policy import Policy
+    from rlhf_bench.harness.progress import Track
     from rlhf_bench.harness.store import Store
-    from rlhf_bench.harness.types import Checkpoint, Report, Suite
-    from rlhf_bench.trainers.loop import Iteration, LoopConfig
+    from rlhf_bench.harness.types import Checkpoint, Report, Sample, Suite
+    from rlhf_bench.trainers.online import Iteration, Line, LoopConfig, Scoring
+
+Stage = Literal["answers", "score", "pair", "train", "measure"]
 
 
 def iterate(
-    config: Annotated[Path, typer.Argument(help="The loop's YAML; examples/demo.yaml is one.")],
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="The loop's YAML (examples/demo.yaml is one), or a packaged loop.", autocompletion=options.loops
+        ),
+    ],
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value over the config; repeatable.")] = None,
+    until: Annotated[Stage | None, typer.Option(help="End after this stage of the iteration that is next.")] = None,
+    from_: Annotated[
+        Stage | None, typer.Option("--from", help="Make this stage and later ones of the latest iteration again.")
+    ] = None,
+    only: Annotated[
+        Stage | None, typer.Option(help="One stage of an iteration that has begun, here: what `launch` runs.")
+    ] = None,
+    iteration: Annotated[int, typer.Option(min=1, help="The iteration, with --only.")] = 1,
+    attempt: Annotated[int, typer.Option(min=0, help="Which retry of it, with --only.")] = 0,
     json: options.Json = False,
 ) -> None:
     """Answer, rank, train, evaluate and gate, iteration by iteration; only a promote verdict moves the champion.
 
     Killed or interrupted anywhere, the same command goes on; finished, it prints the result again.
     """
-    from rlhf_bench import suites
-    from rlhf_bench.harness.config import read_config
-    from rlhf_bench.harness.store import home
-    from rlhf_bench.trainers import loop
+    from rlhf_bench.trainers import online
 
-    plan = read_config(loop.LoopConfig, config, set_ or [])
-    asked = wiring.Asked(plan.suite, protocol=plan.protocol, judge_spec=plan.judge, limit=plan.limit)
-    chosen, track = wiring.suite(plan.suite), show.bars()
-    suites.protocol(plan.protocol)
-    policy = wiring.policy(plan.policy, beside=config)
-    _require_asked(policy, chosen)
+    plan, path = online.loop_config(config, set_ or [])
+    track = show.bars()
     with wiring.open_store() as store:
-        if plan.judge != wiring.DEMO_JUDGE and any(each.judged for each in chosen.benchmarks):
-            wiring.judge(plan.judge, store, track)  # a name that is wrong is found before any long work
-
-        def measure(checkpoint: Checkpoint) -> Report:
-            return wiring.measure(wiring.name_of(checkpoint, store), asked, store, track)
-
+        line = _line(plan, path, [config, *(f"--set={each}" for each in set_ or [])], store, track)
+        if only is not None:
+            online.run_stage(line, only, iteration, attempt)
+            return
+        if from_ is not None:
+            for made in online.set_aside(line, from_):
+                show.complain(f"set aside: {made}")
         done = []
-        for iteration in loop.iterate(
-            plan,
-            store=store,
-            prompts=wiring.prompts(plan.prompts, beside=config),
-            reward=lambda: wiring.reward_checkpoint(plan.reward, store, track),
-            measure=measure,
-            policy=policy,
-            home=home(),
-            track=track,
-            figures=suites.figures(each.name for each in chosen.benchmarks),
-        ):
-            done.append(iteration)
+        for each in online.iterate(line, until=until):
+            done.append(each)
             if not json:
-                _print_iteration(iteration, plan, store)
+                _print_iteration(each, plan, store)
         if json:
             show.as_json([_plain(each) for each in done])
+        elif until is not None and (len(done) < plan.iterations or not done):
+            show.say(f"ended after stage '{until}' of iteration {len(done) + 1}; what it made: {line.work}")
         else:
             _print_end(done, plan, store)
+
+
+def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, track: Track) -> Line:
+    """What the loop works with. What the config names wrongly is found here, before any long work."""
+    from rlhf_bench import suites
+    from rlhf_bench.harness.store import home
+    from rlhf_bench.trainers.data import read_preferences
+    from rlhf_bench.trainers.online import Line
+
+    asked = wiring.Asked(plan.suite, protocol=plan.protocol, judge_spec=plan.judge, limit=plan.limit)
+    chosen = wiring.suite(plan.suite)
+    suites.protocol(plan.protocol)
+    policy = wiring.policy(plan.policy, beside=path)
+    _require_asked(policy, chosen)
+    if plan.judge != wiring.DEMO_JUDGE and any(each.judged for each in chosen.benchmarks):
+        wiring.judge(plan.judge, store, track)
+
+    def measure(checkpoint: Checkpoint) -> Report:
+        return wiring.measure(wiring.name_of(checkpoint, store), asked, store, track)
+
+    @functools.cache
+    def scoring() -> Scoring:
+        return wiring.scoring(plan.reward, store, track)
+
+    def launch(stage: str, iteration: int, attempt: int) -> None:
+        where = ["--only", stage, "--iteration", str(iteration), "--attempt", str(attempt)]
+        _run([*shlex.split(plan.launch[stage]), _program(), "iterate", *called, *where], stage)  # type: ignore[index]
+
+    given = plan.preferences is not None
+    return Line(
+        config=plan,
+        store=store,
+        policy=policy,
+        scoring=scoring,
+        measure=measure,
+        home=home(),
+        prompts=() if given else wiring.prompts(plan.prompts, beside=path),
+        preferences=read_preferences(wiring.sought(plan.preferences, path)) if plan.preferences is not None else (),
+        contaminated=functools.partial(_contaminated, track=track),
+        launch=launch,
+        figures=suites.figures(each.name for each in chosen.benchmarks),
+        track=track,
+    )
+
+
+def _contaminated(prompts: Sequence[Sample], track: Track) -> set[str]:
+    """The prompts that share words with a question of any benchmark whose data are here."""
+    from rlhf_bench.cli.data import ALL, benchmark_index, prompt_text
+    from rlhf_bench.harness.contamination import contaminated
+
+    if not prompts:
+        return set()
+    try:
+        index, missing = benchmark_index(ALL, (8, 13), track)
+    except MissingData as error:
+        show.complain(f"prompts are not compared with benchmarks: {error}")
+        return set()
+    found = {prompts[hit.prompt].id for hit in contaminated([prompt_text(each) for each in prompts], index, track)}
+    if found:
+        show.complain(f"{len(found)} of {len(prompts)} prompts share 8 words in a row with a benchmark: left out")
+    if missing:
+        show.complain(f"prompts are not compared with {', '.join(missing)}, for want of their data")
+    return found
+
+
+def _program() -> str:
+    """This command, as a file that torchrun and other launchers take."""
+    beside = Path(sys.executable).with_name("rlhf-bench")
+    found = str(beside) if beside.exists() else shutil.which("rlhf-bench")
+    if found is None:
+        raise UserError("`launch` runs the command rlhf-bench, which is not on the PATH: install the package")
+    return found
+
+
+def _run(command: Sequence[str], stage: str) -> None:
+    """Raises Fault where the stage's process fails; what it said is on stderr already."""
+    try:
+        code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
+    except OSError as error:
+        raise UserError(f"launch.{stage}: cannot start {command[0]}: {error.strerror}") from None
+    if code:
+        raise Fault(f"the process of stage '{stage}' ended with {code}: see above; run it again to go on")
 
 
 def _require_asked(policy: Policy, suite: Suite) -> None:
@@ -79,15 +170,21 @@ def _print_iteration(done: Iteration, plan: LoopConfig, store: Store) -> None:
     from rlhf_bench.cli.side_by_side import print_compared
 
     dropped = ", ".join(f"{count} {reason}" for reason, count in done.dropped.items())
+    changed = ", ".join(f"{key} {value}" for key, value in done.changed.items())
+    retry = f", retry {done.attempt} ({changed})" if done.attempt else ""
     show.say("")
     show.say(
-        f"iteration {done.number} of {plan.iterations}: trained on {done.pairs} pairs"
+        f"iteration {done.number} of {plan.iterations}{retry}: trained on {done.pairs} {_what(plan)}"
         + (f" ({dropped})" if dropped else "")
     )
     new, old = (Source(store, store.run(each.run_id)) for each in (done.candidate_report, done.champion_report))
     found = compared(old, [new], Choice())
     print_compared(found, f"candidate {new.run.model} against champion {old.run.model}")
     tables.verdict(done.verdict, done.verdict_id)
+
+
+def _what(plan: LoopConfig) -> str:
+    return "pairs" if plan.method == "dpo" else "best answers"
 
 
 def _print_end(done: list[Iteration], plan: LoopConfig, store: Store) -> None:
@@ -100,7 +197,8 @@ def _print_end(done: list[Iteration], plan: LoopConfig, store: Store) -> None:
         (wiring.name_of(done[0].champion, store), done[0].champion.digest, None, "start")
     ]
     for each in done:
-        made = f"DPO on {each.pairs} pairs, iteration {each.number}: {each.verdict.outcome}"
+        how = "DPO" if plan.method == "dpo" else "SFT"
+        made = f"{how} on {each.pairs} {_what(plan)}, iteration {each.number}: {each.verdict.outcome}"
         rows.append((wiring.name_of(each.candidate, store), each.candidate.digest, each.candidate.parent, made))
     marked = [
         (f"{name} ★ champion" if digest == champion.checkpoint else name, digest, parent, made)
@@ -121,5 +219,5 @@ def _print_end(done: list[Iteration], plan: LoopConfig, store: Store) -> None:
 def _plain(done: Iteration) -> dict[str, Any]:
     from rlhf_bench.harness.codec import plain
 
-    row: dict[str, Any] = plain(done)
-    return row
+    row: dict[str, Any] = {key: value for key, value in plain(done).items() if key not in ("rows", "learned")}
+    return row | {"pairs": done.pairs, "dropped": dict(done.dropped)}

@@ -32,8 +32,17 @@ def policies(incomplete: str) -> list[str]:
 
 def presets(incomplete: str) -> list[str]:
     """Packaged training recipes that begin like this."""
+    return _packaged("rlhf_bench.trainers", incomplete)
+
+
+def loops(incomplete: str) -> list[str]:
+    """Packaged loops that begin like this."""
+    return _packaged("rlhf_bench.trainers.online", incomplete)
+
+
+def _packaged(package: str, incomplete: str) -> list[str]:
     from importlib.resources import files
 
-    folder = files("rlhf_bench.trainers") / "presets"
+    folder = files(package) / "presets"
     names = sorted(each.name.removesuffix(".yaml") for each in folder.iterdir() if each.name.endswith(".yaml"))
     return [name for name in names if name.startswith(incomplete)]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rlhf_bench.harness.sequential import Stopping
     from rlhf_bench.harness.store import Run, Store
     from rlhf_bench.harness.types import Checkpoint, Estimate, EvalProtocol, Report, Sample, Suite
+    from rlhf_bench.trainers.online import Scoring
 
 DEMO = "demo"
 DEMO_JUDGE = "demo-reward"
@@ -117,6 +118,23 @@ def reward_checkpoint(spec: str, store: Store, track: Track) -> Checkpoint:
     from rlhf_bench.trainers.reward import demo_reward
 
     return demo_reward(store, prompts(DEMO), home(), track)
+
+
+def scoring(spec: str, store: Store, track: Track) -> Scoring:
+    """Who says which of a prompt's answers are better: a reward model, or what compares two (pm:, openai:, llm:)."""
+    from rlhf_bench.harness.codec import digest
+    from rlhf_bench.harness.models import resolve
+    from rlhf_bench.trainers.chat import check_talks
+    from rlhf_bench.trainers.online import Scoring, reward_scoring
+    from rlhf_bench.trainers.online.config import TOURNAMENTS
+
+    kind, colon, name = spec.partition(":")
+    if not colon or kind not in TOURNAMENTS:
+        model = reward_checkpoint(spec, store, track)
+        check_talks(model)
+        return reward_scoring(model, spec)
+    known = digest([kind, resolve(name, store, track).digest]) if kind in ("pm", "llm") else digest([spec])
+    return Scoring(spec, known, compares=lambda: judge(spec, store, track))
 
 
 def judge(
@@ -407,7 +425,7 @@ def prompts(name: str, beside: Path | None = None) -> Sequence[Sample]:
         return training_prompts()
     from rlhf_bench.trainers.data import read_prompts
 
-    return read_prompts(_sought(name, beside))
+    return read_prompts(sought(name, beside))
 
 
 def data_names(names: Iterable[str]) -> list[str]:
@@ -442,12 +460,12 @@ def policy(spec: str, beside: Path | None = None) -> Policy:
 
     if spec in policy_names():
         return load_policy(POLICIES / f"{spec}.yaml")
-    path = _sought(spec, beside)
+    path = sought(spec, beside)
     if path.suffix not in (".yaml", ".yml") and not path.exists():
         raise UnknownName("policy", spec, policy_names(), "A path to a YAML file works too.")
     return load_policy(path)
 
 
-def _sought(name: str, beside: Path | None) -> Path:
+def sought(name: str, beside: Path | None) -> Path:
     near = beside.parent / name if beside else None
     return near if near is not None and near.exists() else Path(name)

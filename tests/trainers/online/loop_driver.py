@@ -38,7 +38,7 @@ from rlhf_bench.harness.types import (
     Score,
     Suite,
 )
-from rlhf_bench.trainers import loop
+from rlhf_bench.trainers.online import AnswersConfig, Line, LoopConfig, iterate, loop, reward_scoring
 from rlhf_bench.trainers.recipes import DPORecipe
 
 WORDS = ("sea", "train", "gas", "poem", "capital", "plant", "blue", "wide", "fast", "hour", "mile", "short")
@@ -78,12 +78,12 @@ POLICY = Policy(
     targets=(Target(benchmark="vowels", metric="share"),),
     guards=(Guard(benchmark="short", metric="acc", margin=0.3),),
 )
-CONFIG = loop.LoopConfig(
+CONFIG = LoopConfig(
     name="small",
     model="start",
     iterations=2,
     prompts_per_iteration=4,
-    answers=loop.AnswersConfig(n=4, max_tokens=60),
+    answers=AnswersConfig(n=4, max_tokens=60),
     dpo=DPORecipe(
         epochs=2, batch_size=2, micro_batch=1, learning_rate=1e-2, dtype="float32", save_every=1, max_length=512, seed=3
     ),
@@ -151,15 +151,17 @@ def main(home: Path, model: Path, reward: Path, kill: tuple[str, int] | None) ->
                 "outcome": iteration.verdict.outcome,
                 "runs": [iteration.champion_report.run_id, iteration.candidate_report.run_id],
             }
-            for iteration in loop.iterate(
-                CONFIG,
-                store=store,
-                prompts=samples(8, 8),
-                reward=lambda: Checkpoint(str(reward), checkpoint_digest(reward)),
-                measure=measure,
-                policy=POLICY,
-                home=home,
-                track=track,
+            for iteration in iterate(
+                Line(
+                    CONFIG,
+                    store,
+                    POLICY,
+                    scoring=lambda: reward_scoring(Checkpoint(str(reward), checkpoint_digest(reward)), "reward"),
+                    measure=measure,
+                    home=home,
+                    prompts=samples(8, 8),
+                    track=track,
+                )
             )
         ]
         champion = store.champion()

@@ -18,7 +18,7 @@ KILLS = [
     ("answers", 5),
     ("rewards", 1),
     ("train", 2),
-    ("iteration 2: answers", 3),
+    ("iteration 2 of 2: answers", 3),
     ("grades", 1),
     ("promote:before", 1),
     ("promote:after", 1),

@@ -1,0 +1,181 @@
+"""The settings of an online run. The defaults are the paper's; what its code does otherwise is a setting.
+
+Paper: "RLHF Workflow: From Reward Modeling to Online RLHF" (arXiv 2405.07863), Algorithm 2, section 3.2 and Table 7.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from rlhf_bench.harness.config import Config, read_config
+from rlhf_bench.harness.errors import UnknownName
+from rlhf_bench.trainers.recipes import DPORecipe, SFTRecipe
+
+C = TypeVar("C", bound=Config)
+PRESETS = Path(__file__).parent / "presets"
+Stage = Literal["answers", "score", "pair", "train", "measure"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+FRESH = "fresh_prompts"
+TOURNAMENTS = ("pm", "openai", "llm", "scripted", "replay")
+"""Kinds of `reward` that say which of two answers is better, and give none a number."""
+FIXED = ("name", "model", "iterations", "seed", "policy", "suite", "protocol", "judge", "limit", "launch", "on_hold")
+"""What a retry does not change: the line that it is on, and what it is measured by."""
+
+
+class AnswersConfig(Config):
+    """How the policy answers: n answers a prompt, an equal share at each temperature (paper: 8, at 1.0 and 0.7).
+
+    `policies` share the n answers too, to explore further: "current" (the policy that the iteration improves),
+    "initial" (π0), "previous" (what the iteration before improved), or any model's name. Each answer has a seed of its
+    own.
+    """
+
+    n: int = Field(8, ge=2)
+    temperatures: tuple[float, ...] = Field((1.0, 0.7), min_length=1)
+    policies: tuple[str, ...] = Field(("current",), min_length=1)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(2048, ge=1)
+    dtype: str = "auto"
+
+    @model_validator(mode="after")
+    def _shares_are_equal(self) -> AnswersConfig:
+        shares = len(self.temperatures) * len(self.policies)
+        if self.n % shares:
+            of = f"{len(self.temperatures)} temperatures"
+            of += f" × {len(self.policies)} policies" if len(self.policies) > 1 else ""
+            raise ValueError(f"n is {self.n}: it must be a multiple of the {of}")
+        return self
+
+
+class PairsConfig(Config):
+    """How answers become pairs: `length_penalty` λ in r − λ·characters (paper's concise variant: 0.001).
+
+    Answers cut at the token limit take no part; with `cut_may_lose` one may be the rejected answer, never the chosen.
+    """
+
+    length_penalty: float = Field(0.0, ge=0)
+    min_margin: float = Field(0.0, ge=0)
+    cut_may_lose: bool = False
+
+
+class LoopConfig(Config):
+    """One online run (the paper: three iterations of 20,000 prompts).
+
+    `method` dpo trains on best against worst; sft on the best answers alone (rejection sampling, best-of-n).
+    `preferences` names a file of pairs that take the place of answers and rewards: offline DPO, sliced by iteration.
+    `reward` is a reward model, or pm:MODEL, openai:MODEL or llm:MODEL, which rank a prompt's answers in a tournament.
+    `contaminated` prompts, which share 8 words in a row with a benchmark's question, are dropped unless it says keep.
+    `reference` of DPO: π0 as in the paper, or the policy that the iteration improves, as in the paper's code.
+
+    `on_hold` is what follows a verdict that is not promote: continue from the champion, stop, retry the iteration with
+    the next of the `retries` (settings by dotted key, and fresh_prompts: true), or follow: go on from the candidate
+    though the champion stays, which is what a loop without a gate does.
+    `partial` lets training begin although a judge failed on some of the answers. `launch` has a command in front of
+    which a stage runs in a process of its own: "" for a plain one, "torchrun --nproc-per-node 8", "srun --gres=gpu:8".
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: str = "champion"
+    method: Literal["dpo", "sft"] = "dpo"
+    reward: str = "demo-reward"
+    prompts: str = "demo"
+    preferences: str | None = None
+    prompts_per_iteration: int = Field(20_000, ge=1)
+    iterations: int = Field(3, ge=1)
+    contaminated: Literal["drop", "keep"] = "drop"
+    answers: AnswersConfig = AnswersConfig()
+    pairs: PairsConfig = PairsConfig()
+    dpo: DPORecipe = DPORecipe()
+    sft: SFTRecipe = SFTRecipe()
+    reference: Literal["initial", "previous"] = "initial"
+    backend: str = "trl"
+    suite: str = "demo"
+    protocol: str = "paper"
+    judge: str = "demo-reward"
+    limit: int | None = Field(None, ge=1)
+    policy: str = "demo"
+    on_hold: Literal["stop", "continue", "retry", "follow"] = "continue"
+    retries: tuple[dict[str, Any], ...] = ()
+    partial: bool = Field(False, exclude=True)
+    launch: dict[Stage, str] = Field({}, exclude=True)
+    seed: int = 0
+
+    @field_validator("launch")
+    @classmethod
+    def _commands_are_whole(cls, launch: dict[Stage, str]) -> dict[Stage, str]:
+        for command in launch.values():
+            shlex.split(command)
+        return launch
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> LoopConfig:
+        if (self.on_hold == "retry") != bool(self.retries):
+            raise ValueError("retries and on_hold: retry go together: give both, or neither")
+        ranks = self.reward.partition(":")[0] in TOURNAMENTS and ":" in self.reward
+        for option in ("length_penalty", "min_margin"):
+            if ranks and getattr(self.pairs, option):
+                raise ValueError(f"pairs.{option} needs rewards, and '{self.reward}' only ranks: leave it out")
+        if self.preferences is not None and self.pairs != PairsConfig():
+            raise ValueError("pairs says how answers become pairs, and preferences are pairs already: leave one out")
+        for number in range(len(self.retries)):
+            self.retry(number)
+        return self
+
+    def retry(self, number: int) -> LoopConfig:
+        """These settings as the retry of this number (from 0) changes them. Raises ValueError where it cannot."""
+        changes = dict(self.retries[number])
+        if not isinstance(changes.pop(FRESH, False), bool):
+            raise ValueError(f"retries.{number}.{FRESH} is true or false")
+        found = self.model_copy(update={"on_hold": "stop", "retries": ()})
+        for key, value in changes.items():
+            if key.partition(".")[0] in FIXED:
+                raise ValueError(f"retries.{number} cannot change {key}: it is fixed for the whole loop")
+            try:
+                found = _changed(found, key.split("."), value)
+            except ValidationError as error:
+                why = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+                raise ValueError(f"retries.{number}: {key} {value!r}: {why}") from None
+            except KeyError:
+                raise ValueError(f"retries.{number} has no setting named '{key}'") from None
+        return found
+
+    def fresh(self, number: int) -> bool:
+        """Whether the retry of this number asks prompts that no iteration has."""
+        return bool(self.retries[number].get(FRESH, False))
+
+
+def _changed(config: C, path: Sequence[str], value: Any) -> C:
+    """The settings with the one at `path` set, checked again. Raises KeyError for a path that leads nowhere."""
+    values = {name: getattr(config, name) for name in type(config).model_fields}
+    inner = values[path[0]]
+    if len(path) > 1 and not isinstance(inner, Config):
+        raise KeyError(path[1])
+    values[path[0]] = _changed(inner, path[1:], value) if len(path) > 1 else value
+    return type(config).model_validate(values)
+
+
+def packaged() -> list[str]:
+    """The names of the loops that ship."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def loop_config(source: str, overrides: Sequence[str] = ()) -> tuple[LoopConfig, Path]:
+    """The loop in this YAML file, or the packaged one of this name, and the file. Raises UserError, UnknownName."""
+    path = Path(source)
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        if source not in packaged():
+            raise UnknownName("loop", source, packaged(), "A YAML file will do too.")
+        path = PRESETS / f"{source}.yaml"
+    return read_config(LoopConfig, path, overrides), path
+
+
+def settings_of(config: LoopConfig) -> Mapping[str, Any]:
+    """What fixes the results of a loop, as it is kept and compared; the number of iterations may grow."""
+    found: dict[str, Any] = json.loads(config.model_dump_json(exclude_defaults=True, exclude={"iterations"}))
+    return found

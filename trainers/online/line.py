@@ -1,0 +1,143 @@
+"""What a loop works with, and what is fixed when it begins: its settings, its first policy, its prompts."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from rlhf_bench.harness.checkpoint import verify
+from rlhf_bench.harness.claims import NO_FIGURES, Figures, RunData
+from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.files import write
+from rlhf_bench.harness.models import resolve
+from rlhf_bench.harness.policy import Policy
+from rlhf_bench.harness.progress import Track, silent
+from rlhf_bench.harness.store import Store
+from rlhf_bench.harness.types import Checkpoint, Preference, Report, Sample
+from rlhf_bench.trainers.online.config import LoopConfig, Stage, settings_of
+from rlhf_bench.trainers.online.scoring import Scoring
+from rlhf_bench.trainers.preferences import conversation
+
+T = TypeVar("T")
+START = "start.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a loop works with. `prompts` are the pool; `scoring` says which answers are better, `measure` evaluates a
+    checkpoint on the policy's suites; `figures` are those metrics of them that are no means. `preferences` are the
+    pairs where the config gives a file of them. `contaminated` finds the prompts, by id, that hold a benchmark's
+    question.
+    `launch` runs a stage of an iteration (number, attempt) in a process of its own, and raises Fault where it fails.
+    """
+
+    config: LoopConfig
+    store: Store
+    policy: Policy
+    scoring: Callable[[], Scoring]
+    measure: Callable[[Checkpoint], Report]
+    home: Path
+    prompts: Sequence[Sample] = ()
+    preferences: Sequence[Preference] = ()
+    contaminated: Callable[[Sequence[Sample]], Collection[str]] = lambda prompts: ()
+    launch: Callable[[Stage, int, int], None] | None = None
+    figures: Figures = field(default_factory=lambda: NO_FIGURES)
+    track: Track = silent
+
+    @property
+    def work(self) -> Path:
+        """Where the loop's files lie."""
+        return self.home / "loops" / self.config.name
+
+    def read(self, report: Report) -> RunData:
+        """The run of a report, as the gate reads it."""
+        return RunData.load(self.store, report.run_id, self.figures)
+
+
+def begin(line: Line) -> Checkpoint:
+    """The policy this loop starts from, fixed with its settings at the first start.
+
+    A resumed loop replays the same line; margins cannot be changed after a verdict was seen. Only the number of
+    iterations may grow. Raises UserError where something else differs, where the start is not the champion, or where
+    the prompts do not suffice.
+    """
+    config, store, marker = line.config, line.store, line.work / START
+    fixed = {**settings_of(config), "policy digest": line.policy.digest}
+    if marker.exists():
+        begun = json.loads(marker.read_text(encoding="utf-8"))
+        before = begun["settings"]
+        changed = sorted(key for key in fixed.keys() | before.keys() if fixed.get(key) != before.get(key))
+        if changed:
+            raise UserError(
+                f"loop '{config.name}' was begun with another {', '.join(changed)}: give the changed loop another name"
+            )
+        start = store.checkpoint(begun["digest"])
+        if start is None:
+            raise UserError(f"loop '{config.name}' began from {begun['digest'][:12]}, which this store does not have")
+        verify(start)
+        return start
+    _check_prompts(line.prompts)
+    batch(line.prompts if config.preferences is None else line.preferences, config, 1, 0)
+    start = resolve(config.model, store, line.track)
+    champion = store.champion()
+    if champion is not None and champion.checkpoint != start.digest:
+        raise UserError(
+            f"the champion is {champion.checkpoint[:12]}, the config's model is {start.digest[:12]}: "
+            f"set 'model: champion', or another RLHF_BENCH_HOME for a separate line"
+        )
+    left_out = sorted(line.contaminated(line.prompts)) if config.contaminated == "drop" else []
+    clean = [sample for sample in line.prompts if sample.id not in set(left_out)]
+    if config.preferences is None:
+        batch(clean, config, 1, 0)
+    if champion is None:
+        store.set_champion(start.digest, expect_generation=0, verdict_id=None, reason=f"start of loop {config.name}")
+    write(marker, json.dumps({"digest": start.digest, "settings": fixed, "contaminated": left_out}))
+    return start
+
+
+def _check_prompts(prompts: Sequence[Sample]) -> None:
+    for sample in prompts:
+        if not any(turn.role == "user" for turn in conversation(sample)):
+            raise UserError(f"prompt '{sample.id}' has no user turn")
+
+
+def clean(line: Line) -> list[Sample]:
+    """The pool without the prompts that were found to be contaminated when the loop began."""
+    begun = json.loads((line.work / START).read_text(encoding="utf-8"))
+    left_out = set(begun.get("contaminated", ()))
+    return [sample for sample in line.prompts if sample.id not in left_out]
+
+
+def batch(pool: Sequence[T], config: LoopConfig, number: int, attempt: int) -> Sequence[T]:
+    """The prompts of an iteration, disjoint from those of all others, in an order that the seed fixes.
+
+    Those of retries that ask fresh ones are taken from the end of it, so that a loop may get more iterations. Raises
+    UserError where there are too few for all of it.
+    """
+    size, fresh = config.prompts_per_iteration, [config.fresh(place) for place in range(len(config.retries))]
+    need = size * config.iterations * (1 + sum(fresh))
+    if need > len(pool):
+        where = f"'{config.preferences or config.prompts}' has {len(pool)}"
+        with_fresh = f", with {sum(fresh)} retries each that ask fresh ones," if any(fresh) else ""
+        raise UserError(
+            f"{config.iterations} iterations of {size} prompts{with_fresh} need {need}, {where}: lower "
+            "prompts_per_iteration or iterations"
+        )
+    order = random.Random(config.seed).sample(list(pool), len(pool))  # all: more iterations move no prompt
+    if attempt and fresh[attempt - 1]:
+        place = (number - 1) * sum(fresh) + sum(fresh[: attempt - 1])
+        return order[len(order) - (place + 1) * size : len(order) - place * size]
+    return order[(number - 1) * size : number * size]
+
+
+def registered(store: Store, name: str) -> Checkpoint:
+    found = store.checkpoint(name)
+    if found is None:
+        raise UserError(
+            f"checkpoint {name[:12]} of this loop is not registered in this store: rlhf-bench models register"
+        )
+    return found

@@ -1,0 +1,213 @@
+"""The stages of an iteration. Each writes one file or folder named by the digest of its inputs, and is not done twice.
+
+    answers-KEY.jsonl    {sample_id, prompt, responses, finish_reasons}
+    rewards-KEY.jsonl    the same with `rewards`, None where an answer has none
+    pairs-KEY.jsonl      preferences, or for best-of-n conversations
+    candidate-KEY/       the checkpoint
+
+Inside a stage answers, rewards, rankings and training steps are kept as they finish, so that a killed one goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_bench.harness.codec import digest, plain
+from rlhf_bench.harness.engines.stored import stored_or_asked
+from rlhf_bench.harness.errors import Fault, UserError
+from rlhf_bench.harness.files import write
+from rlhf_bench.harness.models import open_engine
+from rlhf_bench.harness.progress import Track
+from rlhf_bench.harness.store import Store
+from rlhf_bench.harness.types import Checkpoint, Completion, Message, Preference, Request, Sample, Sampling
+from rlhf_bench.trainers.backends import get_backend
+from rlhf_bench.trainers.online.config import LoopConfig, Stage
+from rlhf_bench.trainers.online.scoring import Row, Scoring, freed, scored
+from rlhf_bench.trainers.preferences import conversation, select_best, select_pairs
+
+BARS = "▁▂▃▄▅▆▇█"
+FILES: Mapping[Stage, str] = {
+    "answers": "answers",
+    "score": "rewards",
+    "pair": "pairs",
+    "train": "candidate",
+    "measure": "measured",
+}
+"""How the names of what a stage makes begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What an iteration works on: its number, prompts (or given pairs), policies and settings, and where it writes.
+
+    `policy` is what it improves, `reference` what DPO holds it to, `explore` who answers; `config` is the loop's as a
+    retry may have changed it. `elsewhere` does a stage in another process, if the settings say so, and says whether.
+    """
+
+    number: int
+    config: LoopConfig
+    policy: Checkpoint
+    reference: Checkpoint
+    explore: Sequence[Checkpoint]
+    prompts: Sequence[Sample]
+    given: Sequence[Preference]
+    folder: Path
+    elsewhere: Callable[[Stage], bool] = lambda stage: False
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What is trained on: pairs, or for best-of-n the pair's best answer alone. `dropped` counts the rest by reason."""
+
+    pairs: Sequence[Preference]
+    best: Sequence[Row]
+    dropped: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.pairs) or len(self.best)
+
+
+def answers_stage(task: Task, store: Store, track: Track) -> list[Row]:
+    """n answers to each prompt, an equal share by each of `explore`."""
+    answers = task.config.answers
+    asked = [request for sample in task.prompts for request in answer_requests(sample, task.config, task.number)]
+    share = answers.n // len(task.explore)
+    key = digest([[each.digest for each in task.explore], [plain(request) for request in asked], answers.dtype])
+
+    def make() -> list[Row]:
+        known: dict[tuple[str, int], Completion] = {}
+        with track("answers", len(asked)) as advance:
+            for place, policy in enumerate(task.explore):
+                theirs = [request for request in asked if request.index // share == place]
+                with freed(open_engine(policy.path, store, dtype=answers.dtype, track=track)) as engine:
+                    for request, completion in stored_or_asked(theirs, engine, store):
+                        if completion.finish_reason == "error":
+                            raise Fault(f"the policy could not answer '{request.sample_id}': {completion.why}")
+                        known[request.sample_id, request.index] = completion
+                        advance(1)
+        return [_answered(sample, [known[sample.id, i] for i in range(answers.n)]) for sample in task.prompts]
+
+    return stage(task, "answers", key, make)
+
+
+def answer_requests(sample: Sample, config: LoopConfig, number: int) -> list[Request]:
+    """The n requests of one prompt; each has a seed of its own, so that an answer does not hang on its batch."""
+    answers = config.answers
+    share = answers.n // len(answers.policies) // len(answers.temperatures)
+    return [
+        Request(
+            sample.id,
+            sample.prompt,
+            Sampling(
+                max_tokens=answers.max_tokens,
+                temperature=answers.temperatures[index // share % len(answers.temperatures)],
+                top_p=answers.top_p,
+                seed=int(digest([config.seed, number, sample.id, index])[:8], 16),
+            ),
+            index=index,
+        )
+        for index in range(answers.n)
+    ]
+
+
+def _answered(sample: Sample, completions: Sequence[Completion]) -> Row:
+    return {
+        "sample_id": sample.id,
+        "prompt": [plain(turn) for turn in conversation(sample)],
+        "responses": [completion.text for completion in completions],
+        "finish_reasons": [completion.finish_reason for completion in completions],
+    }
+
+
+def rewards_stage(task: Task, rows: list[Row], scoring: Scoring, store: Store, track: Track) -> list[Row]:
+    """The rows with the reward of every answer."""
+    cut_may_lose = task.config.pairs.cut_may_lose
+    key = digest([rows, scoring.identity, cut_may_lose if scoring.compares else None])
+    partial = task.config.partial
+    return stage(
+        task, "score", key, lambda: scored(rows, scoring, store, track, cut_may_lose=cut_may_lose, partial=partial)
+    )
+
+
+def pairs_stage(task: Task, rows: list[Row]) -> Learned:
+    """Best against worst, or the best alone. Raises UserError with the rewards' histogram where nothing comes of it."""
+    config = task.config
+    if config.preferences is not None:
+        learned = Learned(task.given, (), {})
+    elif config.method == "sft":
+        best, dropped = select_best(rows, config.pairs.length_penalty)
+        learned = Learned((), best, dropped)
+    else:
+        pairs, dropped = select_pairs(rows, **config.pairs.model_dump())
+        learned = Learned(pairs, (), dropped)
+    if not len(learned):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in learned.dropped.items()) or "no prompts"
+        raise UserError(
+            f"no prompt gave a pair ({reasons}; rewards {histogram(rows)}): raise answers.n or answers.max_tokens, or "
+            "look at the reward model"
+        )
+    made = [*map(plain, learned.pairs), *learned.best]
+    stage(task, "pair", digest([rows, made, plain(config.pairs), config.method]), lambda: made)
+    return learned
+
+
+def histogram(rows: Sequence[Row], bins: int = 8) -> str:
+    """How the rewards lie, as a line: least, counts as bars, most."""
+    rewards = sorted(value for row in rows for value in row["rewards"] if value is not None)
+    if not rewards:
+        return "none given"
+    low, high = rewards[0], rewards[-1]
+    if low == high:
+        return f"all {low:.3f}"
+    counts = Counter(min(bins - 1, int((value - low) / (high - low) * bins)) for value in rewards)
+    most = max(counts.values())
+    bars = "".join(BARS[round(counts[place] / most * (len(BARS) - 1))] for place in range(bins))
+    return f"{low:.3f} {bars} {high:.3f}"
+
+
+def train_stage(task: Task, learned: Learned, track: Track) -> Checkpoint:
+    """The candidate, from what was learned; its folder is named by policy, reference, recipe and data.
+
+    Raises Fault where its weights are those that it began from.
+    """
+    config, backend = task.config, get_backend(task.config.backend)
+    made = [*map(plain, learned.pairs), *learned.best]
+    recipe = config.dpo if config.method == "dpo" else config.sft
+    against = task.reference.digest if config.method == "dpo" else config.method
+    out = task.folder / f"candidate-{digest([task.policy.digest, against, plain(recipe), made, config.backend])[:12]}"
+    if not out.exists():
+        task.elsewhere("train")
+    if config.method == "dpo":
+        candidate = backend.train_dpo(config.dpo, learned.pairs, task.policy, task.reference, out, track)
+    else:
+        talks = [
+            (*(Message(turn["role"], turn["content"]) for turn in row["prompt"]), Message("assistant", row["response"]))
+            for row in [*learned.best, *map(_chosen, learned.pairs)]
+        ]
+        candidate = backend.train_sft(config.sft, talks, task.policy, out, track)
+    if candidate.digest == task.policy.digest:
+        raise Fault(f"training left the weights as they were ({out}): raise {config.method}.learning_rate, or epochs")
+    return candidate
+
+
+def _chosen(pair: Preference) -> Row:
+    return {"prompt": [plain(turn) for turn in pair.prompt], "response": pair.chosen}
+
+
+def stage(task: Task, name: Stage, key: str, make: Callable[[], Iterable[Any]]) -> list[Any]:
+    """The rows of a stage: read if this key was made before, else made and written in one rename."""
+    path = task.folder / f"{FILES[name]}-{key[:12]}.jsonl"
+    if not path.exists() and not task.elsewhere(name):
+        write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in make()))
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except FileNotFoundError:
+        raise Fault(f"the process of stage '{name}' left no {path}: it needs the same settings and storage") from None
+    except ValueError:
+        raise Fault(f"{path} is not what stage '{name}' wrote: remove it, to have it made again") from None
