@@ -14,6 +14,7 @@ from rlhf_bench.trainers.preferences import (
     DAMAGES,
     best_worst,
     damaged_preferences,
+    select_best,
     select_pairs,
 )
 
@@ -165,3 +166,25 @@ def test_every_prompt_gives_a_pair_or_is_counted(prompts: list[list[tuple[str, f
     assert len(pairs) + without_a_pair == len(rows)
     cut = sum(reason == "length" for row in rows for reason in row["finish_reasons"])
     assert left_out.get("answers cut at the token limit", 0) == cut
+
+
+@given(answers, st.floats(0, 1))
+def test_the_best_answer_is_a_whole_one_that_no_whole_one_beats(
+    told: list[tuple[str, float | None, FinishReason]], penalty: float
+) -> None:
+    row = {
+        "prompt": [{"role": "user", "content": "Why?"}],
+        "responses": [text for text, _, _ in told],
+        "rewards": [reward for _, reward, _ in told],
+        "finish_reasons": [reason for _, _, reason in told],
+    }
+    found, left_out = select_best([row], penalty)
+    whole = {text: r - penalty * len(text) for text, r, why in told if why == "stop" and r is not None and r == r}
+    if not whole:
+        assert not found and left_out["prompts with too few whole, scored answers"] == 1
+        return
+    [best] = found
+    assert best["reward"] - penalty * len(best["response"]) == max(
+        r - penalty * len(text) for text, r, why in told if why == "stop" and r is not None and r == r
+    )
+    assert sum(left_out.values()) == len([1 for _, r, why in told if why != "stop" or r is None or r != r])

@@ -1,0 +1,333 @@
+"""What the loop's settings do, on a tiny model: each changes what it says it does, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.trainers.online.loop_driver import POLICY, SUITE, samples
+
+from rlhf_bench.harness.checkpoint import checkpoint_digest
+from rlhf_bench.harness.engines.scripted import scripted_engine
+from rlhf_bench.harness.errors import Fault, UserError
+from rlhf_bench.harness.judges.llm import LLMJudge
+from rlhf_bench.harness.judges.replay import scripted_judge
+from rlhf_bench.harness.models import open_engine
+from rlhf_bench.harness.policy import Guard, Policy, Target
+from rlhf_bench.harness.run import evaluate
+from rlhf_bench.harness.store import Store
+from rlhf_bench.harness.types import Checkpoint, Conversation, EvalProtocol, Message, Preference, Report
+from rlhf_bench.suites.judge_prompts import alpaca_eval_prompt
+from rlhf_bench.trainers.online import (
+    Iteration,
+    Line,
+    LoopConfig,
+    Scoring,
+    iterate,
+    reward_scoring,
+    run_stage,
+    set_aside,
+)
+
+SETTINGS: dict[str, Any] = {
+    "name": "small",
+    "model": "start",
+    "iterations": 1,
+    "prompts_per_iteration": 3,
+    "answers": {"n": 4, "temperatures": [1.2], "max_tokens": 40},
+    "dpo": {
+        "epochs": 1,
+        "batch_size": 2,
+        "micro_batch": 1,
+        "learning_rate": 1e-2,
+        "dtype": "float32",
+        "max_length": 512,
+    },
+    "sft": {"batch_size": 2, "learning_rate": 1e-2, "dtype": "float32", "max_length": 512, "packing": False},
+    "backend": "torch",
+}
+NEVER = Policy(
+    name="never",
+    targets=(Target(benchmark="vowels", metric="share", min_effect=0.9),),
+    guards=(Guard(benchmark="short", metric="acc", margin=0.5),),
+)
+"""A policy that no candidate satisfies."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def line(tmp_path: Path, talker: Path, reward: Path) -> Iterator[Callable[..., Line]]:
+    """A loop on the tiny model; settings change the config, keywords the rest of it."""
+    store = Store(f"sqlite:///{tmp_path}/store.db")
+    store.register(Checkpoint(str(talker), checkpoint_digest(talker)), alias="start")
+
+    def measure(checkpoint: Checkpoint) -> Report:
+        return evaluate(SUITE, open_engine(checkpoint.path, store), protocol=EvalProtocol("test"), store=store, limit=4)
+
+    def make(settings: dict[str, Any] | None = None, **changes: Any) -> Line:
+        known: dict[str, Any] = {
+            "config": LoopConfig.model_validate(SETTINGS | (settings or {})),
+            "store": store,
+            "policy": NEVER,
+            "scoring": lambda: reward_scoring(Checkpoint(str(reward), checkpoint_digest(reward)), "reward"),
+            "measure": measure,
+            "home": tmp_path,
+            "prompts": samples(12, 8),
+        }
+        return Line(**known | changes)
+
+    with store:
+        yield make
+
+
+def files(line: Line, pattern: str, number: int = 1) -> list[Path]:
+    return sorted((line.work / f"iteration-{number}").glob(pattern))
+
+
+def told(done: Sequence[Iteration]) -> list[Any]:
+    """What two runs of a loop have in common, if they are the same; a verdict is known by its runs."""
+    return [
+        (each.number, each.attempt, each.candidate.digest, each.verdict_id, each.verdict.outcome, each.learned)
+        for each in done
+    ]
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def test_pairs_that_are_given_take_the_place_of_answers_and_rewards(line: Callable[..., Line]) -> None:
+    pairs = [Preference((Message("user", f"Say {i}."),), f"the sea {i}", f"gas {i}") for i in range(7)]
+    offline = line({"preferences": "pairs.jsonl"}, preferences=pairs, prompts=())
+    done = list(iterate(offline))
+    assert done[0].pairs == 3 and not done[0].rows
+    assert {row["chosen"] for row in rows(files(offline, "pairs-*")[0])} < {pair.chosen for pair in pairs}
+    assert not files(offline, "answers-*") and not files(offline, "rewards-*")
+
+
+def test_there_is_no_stage_of_answers_where_pairs_are_given(line: Callable[..., Line]) -> None:
+    pairs = [Preference((Message("user", "Say."),), "the sea", f"gas {i}") for i in range(3)]
+    with pytest.raises(UserError, match="no stage 'score'"):
+        list(iterate(line({"preferences": "pairs.jsonl"}, preferences=pairs), until="score"))
+
+
+def test_best_of_n_is_tuned_on_the_best_answer_of_each_prompt(line: Callable[..., Line]) -> None:
+    tuned = line({"method": "sft"})
+    done = list(iterate(tuned))
+    best = {row["response"] for row in rows(files(tuned, "pairs-*")[0])}
+    for row in done[0].rows:
+        whole = [
+            (reward, answer)
+            for reward, answer, why in zip(row["rewards"], row["responses"], row["finish_reasons"], strict=True)
+            if why == "stop"
+        ]
+        assert not whole or max(whole)[1] in best
+    assert json.loads((Path(done[0].candidate.path) / "recipe.json").read_text())["trainer"] == "sft"
+
+
+def test_a_loop_that_follows_goes_on_from_a_candidate_that_was_not_promoted(line: Callable[..., Line]) -> None:
+    followed = line({"on_hold": "follow", "iterations": 2})
+    first, second = iterate(followed)
+    assert first.verdict.outcome != "promote"
+    assert second.policy.digest == first.candidate.digest
+    assert second.champion.digest == first.champion.digest == followed.store.champion().checkpoint  # type: ignore[union-attr]
+
+
+def test_a_loop_that_continues_goes_on_from_the_champion(line: Callable[..., Line]) -> None:
+    first, second = iterate(line({"iterations": 2}))
+    assert second.policy.digest == first.policy.digest
+
+
+def test_a_retry_changes_what_it_says_and_takes_the_answers_that_are_there(line: Callable[..., Line]) -> None:
+    retries = [{"dpo.beta": 0.5}, {"dpo.learning_rate": 2e-3, "fresh_prompts": True}]
+    tried = line({"on_hold": "retry", "retries": retries, "iterations": 1})
+    done = list(iterate(tried))
+    assert [each.attempt for each in done] == [0, 1, 2]
+    assert [dict(each.changed) for each in done] == [{}, *retries]
+    made = [json.loads((Path(each.candidate.path) / "recipe.json").read_text()) for each in done]
+    assert [each["beta"] for each in made] == [0.1, 0.5, 0.1]
+    assert made[2]["learning_rate"] == 2e-3
+    asked = [{row["sample_id"] for row in each.rows} for each in done]
+    assert asked[0] == asked[1] and not asked[0] & asked[2]
+    assert len(files(tried, "answers-*")) == 2
+    assert told(done) == told(list(iterate(tried)))
+
+
+def test_a_loop_ends_when_its_retries_are_used_up(line: Callable[..., Line]) -> None:
+    done = list(iterate(line({"on_hold": "retry", "retries": [{"dpo.beta": 0.5}], "iterations": 2})))
+    assert [(each.number, each.attempt) for each in done] == [(1, 0), (1, 1)]
+
+
+def test_until_a_stage_makes_no_more_and_the_loop_goes_on_from_there(line: Callable[..., Line]) -> None:
+    stepped = line()
+    assert list(iterate(stepped, until="score")) == []
+    assert files(stepped, "rewards-*") and not files(stepped, "pairs-*")
+    assert list(iterate(stepped, until="train")) == []
+    assert files(stepped, "candidate-*") and not files(stepped, "verdict-*")
+    whole = list(iterate(stepped))
+    assert len(whole) == 1
+    assert told(list(iterate(stepped, until="score"))) == told(whole)  # decided before: it is given again
+
+
+def test_what_is_set_aside_is_made_again_alike(line: Callable[..., Line]) -> None:
+    again = line()
+    before = list(iterate(again))
+    aside = set_aside(again, "pair")
+    assert {path.name.partition("-")[0] for path in aside} == {"pairs", "candidate", "measured", "verdict"}
+    after = list(iterate(again))
+    assert told(after) == told(before)
+
+
+def test_nothing_is_set_aside_of_a_loop_that_has_not_begun(line: Callable[..., Line]) -> None:
+    with pytest.raises(UserError, match="made nothing yet"):
+        set_aside(line(), "pair")
+
+
+def test_stages_in_other_processes_give_what_they_give_here(line: Callable[..., Line], tmp_path: Path) -> None:
+    launched: list[str] = []
+    every = dict.fromkeys(("answers", "score", "pair", "train", "measure"), "")
+
+    def launch(stage: Any, number: int, attempt: int) -> None:
+        launched.append(stage)
+        run_stage(apart, stage, number, attempt)
+
+    apart = line({"launch": every}, launch=launch)
+    there = list(iterate(apart))
+    assert launched == ["answers", "score", "pair", "train", "measure"]
+    here = list(iterate(line({"name": "here"})))
+    assert [each.candidate.digest for each in there] == [each.candidate.digest for each in here]
+    assert told(list(iterate(apart))) == told(there)
+    assert len(launched) == 5
+
+
+def test_a_stage_that_its_process_did_not_make_is_a_fault(line: Callable[..., Line]) -> None:
+    with pytest.raises(Fault, match="process of stage 'answers' left no"):
+        list(iterate(line({"launch": {"answers": ""}}, launch=lambda *asked: None)))
+
+
+def test_a_stage_of_an_iteration_that_has_not_begun_is_refused(line: Callable[..., Line]) -> None:
+    with pytest.raises(UserError, match="has not begun iteration 1"):
+        run_stage(line(), "answers", 1, 0)
+
+
+def test_a_judge_that_compares_ranks_by_tournament(line: Callable[..., Line]) -> None:
+    longest = Scoring("scripted:longer", "longer", compares=lambda: scripted_judge("longer"))
+    ranked = line({"reward": "scripted:longer"}, scoring=lambda: longest)
+    assert list(iterate(ranked, until="pair")) == []
+    for row in rows(files(ranked, "rewards-*")[0]):
+        whole = [
+            (a, r)
+            for a, r, w in zip(row["responses"], row["rewards"], row["finish_reasons"], strict=True)
+            if w == "stop"
+        ]
+        if len({answer for answer, _ in whole}) > 1:
+            assert max(whole, key=lambda each: each[1])[0] in [
+                a for a, _ in whole if len(a) == max(len(b) for b, _ in whole)
+            ]
+            assert all(reward is not None for _, reward in whole)
+
+
+def test_a_judge_that_fails_stops_the_loop_before_training_unless_it_may_be_partial(
+    line: Callable[..., Line], mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLHF_BENCH_DATA", str(mirror))
+
+    def failing(store: Store) -> Scoring:
+        judge = LLMJudge(scripted_engine("fail"), store, alpaca_eval_prompt("weighted"))
+        return Scoring("llm", "failing", compares=lambda: judge)
+
+    broken = line({"reward": "llm:judge"})
+    broken = replace(broken, scoring=lambda: failing(broken.store))
+    with pytest.raises(Fault, match=r"failed on \d+ of \d+ comparisons"):
+        list(iterate(broken))
+    assert not files(broken, "rewards-*")
+    partial = replace(broken, config=broken.config.model_copy(update={"partial": True}))
+    with pytest.raises(UserError, match="no prompt gave a pair"):
+        list(iterate(partial))
+
+
+def test_answers_come_in_equal_shares_from_a_mixture_of_policies(
+    line: Callable[..., Line], tiny_checkpoint: Path
+) -> None:
+    mixed = line({"answers": SETTINGS["answers"] | {"policies": ["current", str(tiny_checkpoint)]}})
+    assert list(iterate(mixed, until="answers")) == []
+    alone = line({"name": "alone"})
+    assert list(iterate(alone, until="answers")) == []
+    for mixed_row, row in zip(rows(files(mixed, "answers-*")[0]), rows(files(alone, "answers-*")[0]), strict=True):
+        assert mixed_row["responses"][:2] == row["responses"][:2]
+        assert mixed_row["responses"][2:] != row["responses"][2:]
+
+
+def test_contaminated_prompts_are_left_out_for_good(line: Callable[..., Line]) -> None:
+    bad = {sample.id for sample in samples(12, 8)[:7]}
+    cleaned = line(contaminated=lambda prompts: bad)
+    done = list(iterate(cleaned))
+    assert not bad & {row["sample_id"] for row in done[0].rows}
+    assert told(list(iterate(replace(cleaned, contaminated=lambda prompts: ())))) == told(done)
+
+
+def test_too_few_clean_prompts_are_an_error_before_anything_is_made(line: Callable[..., Line]) -> None:
+    with pytest.raises(UserError, match="need 3, 'demo' has 2"):
+        list(iterate(line(contaminated=lambda prompts: {sample.id for sample in prompts[2:]})))
+
+
+def test_contaminated_prompts_are_kept_where_the_config_says_so(line: Callable[..., Line]) -> None:
+    kept = line({"contaminated": "keep"}, contaminated=lambda prompts: {sample.id for sample in prompts})
+    assert list(iterate(kept, until="answers")) == []
+
+
+class Constant:
+    """A reward model that rates everything alike."""
+
+    def rewards(self, items: Sequence[tuple[Conversation, str]]) -> list[float | None]:
+        return [0.25] * len(items)
+
+
+def test_rewards_that_are_all_equal_stop_the_loop_with_their_histogram(line: Callable[..., Line]) -> None:
+    tied = line(scoring=lambda: Scoring("constant", "constant", rates=Constant))
+    with pytest.raises(UserError, match=r"rewards all 0\.250"):
+        list(iterate(tied))
+    assert tied.store.champion() is not None and len(tied.store.history()) == 1
+
+
+def test_a_candidate_that_is_not_finite_is_a_fault_and_the_champion_stays(line: Callable[..., Line]) -> None:
+    recipe = SETTINGS["dpo"] | {"weight_decay": 1e300, "warmup": 0, "batch_size": 4}
+    wild = line({"dpo": recipe}, policy=POLICY)
+    with pytest.raises(Fault, match="is not finite"):
+        list(iterate(wild))
+    champion = wild.store.champion()
+    assert champion is not None and champion.generation == 1
+    assert not [path for path in files(wild, "candidate-*") if not path.name.endswith(".work")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"on_hold": "retry"}, "go together"),
+        ({"retries": [{"dpo.beta": 0.2}]}, "go together"),
+        ({"on_hold": "retry", "retries": [{"dpo.bta": 0.2}]}, "no setting named 'dpo.bta'"),
+        ({"on_hold": "retry", "retries": [{"dpo.beta": -1}]}, "greater than 0"),
+        ({"on_hold": "retry", "retries": [{"policy": "lax"}]}, "cannot change policy"),
+        ({"on_hold": "retry", "retries": [{"fresh_prompts": 3}]}, "true or false"),
+        ({"reward": "pm:model", "pairs": {"length_penalty": 0.001}}, "only ranks"),
+        ({"preferences": "a.jsonl", "pairs": {"min_margin": 0.1}}, "pairs already"),
+        ({"answers": {"n": 6, "policies": ["current", "initial"]}}, "2 temperatures × 2 policies"),
+        ({"launch": {"train": "torchrun 'open"}}, "No closing quotation"),
+        ({"launch": {"gate": ""}}, "launch"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        LoopConfig.model_validate({"name": "small"} | settings)
