@@ -305,7 +305,7 @@ def test_rewards_that_are_all_equal_stop_the_loop_with_their_histogram(line: Cal
 def test_a_candidate_that_is_not_finite_is_a_fault_and_the_champion_stays(line: Callable[..., Line]) -> None:
     recipe = SETTINGS["dpo"] | {"weight_decay": 1e300, "warmup": 0, "batch_size": 4}
     wild = line({"dpo": recipe}, policy=POLICY)
-    with pytest.raises(Fault, match="is not finite"):
+    with pytest.raises(Fault, match="not finite"):
         list(iterate(wild))
     champion = wild.store.champion()
     assert champion is not None and champion.generation == 1
