@@ -149,7 +149,8 @@ def run_stage(line: Line, name: Stage, number: int, attempt: int) -> None:
         raise UserError(f"loop '{line.config.name}' has not begun iteration {number}: run `rlhf-bench iterate`")
     said = json.loads(path.read_text(encoding="utf-8"))
     roles = _Roles(*(registered(line.store, said[each.name]) for each in fields(_Roles)))
-    task = _task(replace(line, launch=None), number, attempt, roles)
+    line = replace(line, launch=None, track=_within(line.track, f"iteration {number} of {line.config.iterations}"))
+    task = _task(line, number, attempt, roles)
     with nullcontext() if rank() else only_one(task.folder / "running" / name, f"running stage '{name}'"):
         _stages(line, task, roles, name)
 

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 Stage = Literal["answers", "score", "pair", "train", "measure"]
 
 
+def _schema(wanted: bool) -> None:
+    if wanted:
+        from rlhf_bench.harness.config import schema
+        from rlhf_bench.trainers.online import LoopConfig
+
+        print(schema(LoopConfig))
+        raise typer.Exit
+
+
 def iterate(
     config: Annotated[
         str,
@@ -43,6 +52,12 @@ def iterate(
     ] = None,
     iteration: Annotated[int, typer.Option(min=1, help="The iteration, with --only.")] = 1,
     attempt: Annotated[int, typer.Option(min=0, help="Which retry of it, with --only.")] = 0,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema", callback=_schema, is_eager=True, help="Show the config's JSON schema, for editors, and exit."
+        ),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Answer, rank, train, evaluate and gate, iteration by iteration; only a promote verdict moves the champion.
