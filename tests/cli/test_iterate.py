@@ -39,6 +39,7 @@ def config(home: Path) -> Path:
         ("judge=bse", "Did you mean 'base'?"),
         ("backend=jax", "no training back end named 'jax'"),
         ("reference=first", "initial"),
+        ("launch.train=torchrn --nproc-per-node 8", "launch.train: there is no command 'torchrn' here"),
         ("iterations=3", "need 6, 'prompts.jsonl' has 2"),
         ("model=bse", "Did you mean 'base'?"),
         ("name=../escape", "name"),

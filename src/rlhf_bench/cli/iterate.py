@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shlex
 import shutil
 import subprocess
@@ -99,6 +100,7 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
     asked = wiring.Asked(plan.suite, protocol=plan.protocol, judge_spec=plan.judge, limit=plan.limit)
     chosen = wiring.suite(plan.suite)
     suites.protocol(plan.protocol)
+    _check_launch(plan)
     policy = wiring.policy(plan.policy, beside=path)
     _require_asked(policy, chosen)
     if plan.judge != wiring.DEMO_JUDGE and any(each.judged for each in chosen.benchmarks):
@@ -152,6 +154,19 @@ def _contaminated(prompts: Sequence[Sample], track: Track) -> set[str]:
     return found
 
 
+def _path() -> str:
+    """Where commands are sought: beside this Python first, where torchrun and accelerate of its environment lie."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def _check_launch(plan: LoopConfig) -> None:
+    """Raise UserError for a command of `launch` that is not here."""
+    for stage, command in plan.launch.items():
+        words = shlex.split(command)
+        if words and shutil.which(words[0], path=_path()) is None:
+            raise UserError(f"launch.{stage}: there is no command '{words[0]}' here")
+
+
 def _program() -> str:
     """This command, as a file that torchrun and other launchers take."""
     beside = Path(sys.executable).with_name("rlhf-bench")
@@ -164,7 +179,7 @@ def _program() -> str:
 def _run(command: Sequence[str], stage: str) -> None:
     """Raises Fault where the stage's process fails; what it said is on stderr already."""
     try:
-        code = subprocess.run(command, check=False, stdout=sys.stderr).returncode
+        code = subprocess.run(command, check=False, stdout=sys.stderr, env=os.environ | {"PATH": _path()}).returncode
     except OSError as error:
         raise UserError(f"launch.{stage}: cannot start {command[0]}: {error.strerror}") from None
     if code:
