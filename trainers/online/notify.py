@@ -181,9 +181,9 @@ async def _post(url: str, text: str) -> int:
 def _url(webhook: SecretStr) -> str:
     """The URL, out of the environment where it is kept there. Raises UserError where it is not."""
     given = webhook.get_secret_value()
-    if not given.startswith(FROM_ENVIRONMENT):
-        return given
     name = given.removeprefix(FROM_ENVIRONMENT)
+    if name == given or not name.isidentifier():
+        return given
     if not os.environ.get(name):
         raise UserError(f"notify.webhook is in the variable {name}, which is not set: export {name}=https://…")
     return os.environ[name]
