@@ -23,6 +23,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from rlhf_bench.harness.annotate import Follow, annotate
+from rlhf_bench.harness.codec import digest
 from rlhf_bench.harness.errors import Fault
 from rlhf_bench.harness.judges import Judge
 from rlhf_bench.harness.models import open_engine
@@ -37,9 +38,9 @@ Row = Mapping[str, Any]
 WORD_PAIRS = 1000
 """How many word pairs the distinct ones are counted among, the same in every iteration: shares of unequally much text
 do not compare. With less text there is no figure."""
-PROMPTS_READ = 2000
+PROMPTS_READ = 1000
 """Distinct words and self-similarity read the answers to so many prompts at most, spread evenly: with more they hardly
-become more exact, and take minutes."""
+become more exact, and take minutes (20,000 prompts of eight answers: about 20 s in all)."""
 
 LONGER = 0.25
 """Answers a quarter longer than at first: the packaged chat policy's limit for the same signal of its evaluation."""
@@ -267,6 +268,17 @@ class Late:
         if judge.identity != self.identity:
             raise Fault(f"judge {self.name} is {judge.identity[:12]}, and was announced as {self.identity[:12]}")
         yield from judge.prefer(battles)
+
+
+def training_reward(model: Checkpoint, name: str) -> Judge:
+    """The reward model that training asks, as the judge of `reward_gap`."""
+
+    def load() -> Judge:
+        from rlhf_bench.harness.judges.reward import RewardModel
+
+        return RewardModel(model, name=name)
+
+    return Late(name, digest([model.digest, "reward", "float32"]), load)
 
 
 def annotate_for(

@@ -155,12 +155,12 @@ _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 def page(title: str, probed: Sequence[Probed]) -> str:
     """A static page with a row a prompt and a column a model: no script, nothing from elsewhere, all text escaped."""
     heads = "".join(f"<th>{_escaped(each.name)}</th>" for each in probed)
-    answers = [{_asked(row): row for row in each.rows} for each in probed]
+    answers = [{asked(row): row for row in each.rows} for each in probed]
     body = []
-    for asked in dict.fromkeys(key for each in answers for key in each):
-        rows = [each.get(asked) for each in answers]
+    for key in dict.fromkeys(key for each in answers for key in each):
+        rows = [each.get(key) for each in answers]
         cells = "".join(_cell(row, rows[place - 1] if place else None) for place, row in enumerate(rows))
-        body.append(f"<tr><th scope=row>{_prompt(asked)}</th>{cells}</tr>")
+        body.append(f"<tr><th scope=row>{_prompt(key)}</th>{cells}</tr>")
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'\">"
@@ -177,13 +177,13 @@ def write_page(work: Path, title: str, probed: Sequence[Probed]) -> Path:
     return path
 
 
-def _asked(row: Mapping[str, Any]) -> str:
+def asked(row: Mapping[str, Any]) -> str:
     """What tells a prompt apart: its name and its turns. A file of another set of probes may share names."""
     return json.dumps([row["sample_id"], [[turn[key] for key in TURN] for turn in row["prompt"]]])
 
 
-def _prompt(asked: str) -> str:
-    name, turns = json.loads(asked)
+def _prompt(key: str) -> str:
+    name, turns = json.loads(key)
     plain_text = len(turns) == 1 and turns[0][0] == "user"
     parts = [content if plain_text else f"{role}: {content}" for role, content in turns]
     texts = "".join(f"<div class=text dir=auto>{_escaped(part)}</div>" for part in parts)

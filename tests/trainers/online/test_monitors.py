@@ -40,7 +40,16 @@ from rlhf_bench.harness.types import (
     Score,
     Suite,
 )
-from rlhf_bench.trainers.online.monitors import WORD_PAIRS, Figure, Late, Watch, annotate_for, drift, watch
+from rlhf_bench.trainers.online.monitors import (
+    WORD_PAIRS,
+    Figure,
+    Late,
+    Watch,
+    annotate_for,
+    drift,
+    training_reward,
+    watch,
+)
 
 REFUSAL = "I'm sorry, but I cannot help with that."
 WORDS = [f"w{number}" for number in range(4000)]
@@ -335,6 +344,19 @@ def test_a_run_of_another_model_is_refused(models: tuple[Checkpoint, Checkpoint]
     initial, candidate = models
     with pytest.raises(UserError, match="needs its own model"):
         annotate_for(policy("kl"), measured(initial, store), candidate, initial, None, store)
+
+
+def test_the_training_reward_is_the_reward_model_that_it_is_announced_as(
+    tiny_checkpoint: Path, store: Store, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer, LlamaForSequenceClassification
+
+    path = tmp_path / "reward"
+    LlamaForSequenceClassification.from_pretrained(tiny_checkpoint, num_labels=1).save_pretrained(path)
+    AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(path)
+    judge = training_reward(Checkpoint(str(path), checkpoint_digest(path)), "reward")
+    (score,) = judge.prefer([Battle("a", (Message("user", "?"),), "yes", "yes")])
+    assert score.value == pytest.approx(0.5, abs=1e-5)
 
 
 def test_a_judge_that_is_another_than_announced_is_a_fault() -> None:
