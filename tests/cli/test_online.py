@@ -13,7 +13,6 @@ from tests.cli.conftest import N, finished
 
 from rlhf_bench.cli import online, show, wiring
 from rlhf_bench.harness.checkpoint import checkpoint_digest
-from rlhf_bench.harness.codec import plain
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.progress import silent
 from rlhf_bench.harness.store import Store
@@ -193,7 +192,10 @@ def test_a_plan_as_a_table_fits_a_hundred_columns(
     assert total[1:3] == ["10", "40"]
     assert "estimated" in out and "disk, at most: candidates" in out
     assert "note: it ends with the first iteration that is not promoted" in out
-    told = json.loads(json.dumps(plain(found)))
+    told = json.loads(json.dumps(online.plan_as_json(found)))
+    assert told["hours_left"] == pytest.approx(sum(told["plan"]["total"]["hours"].values()))
+    assert told["disk_needed"] == sum(told["plan"]["disk"][name] for name in ("candidates", "training", "rows"))
+    told = told["plan"]
     assert told["total"]["answers"] == 40 and set(told["iterations"][0]["hours"]) == set(STAGES)
 
 

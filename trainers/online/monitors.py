@@ -24,7 +24,7 @@ from scipy.stats import rankdata
 
 from rlhf_bench.harness.annotate import Follow, annotate
 from rlhf_bench.harness.codec import digest
-from rlhf_bench.harness.errors import Fault
+from rlhf_bench.harness.errors import Fault, UserError
 from rlhf_bench.harness.judges import Judge
 from rlhf_bench.harness.models import open_engine
 from rlhf_bench.harness.policy import Policy
@@ -32,7 +32,7 @@ from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.refusals import refuses
 from rlhf_bench.harness.signals import rarefied
 from rlhf_bench.harness.store import Store
-from rlhf_bench.harness.types import Battle, Checkpoint, Preference, Report, Score
+from rlhf_bench.harness.types import Battle, Checkpoint, Preference, Report, Score, Suite
 
 Row = Mapping[str, Any]
 WORD_PAIRS = 1000
@@ -279,6 +279,17 @@ def training_reward(model: Checkpoint, name: str) -> Judge:
         return RewardModel(model, name=name)
 
     return Late(name, digest([model.digest, "reward", "float32"]), load)
+
+
+def check_sentinels(policy: Policy, suite: Suite) -> None:
+    """Raise UserError for a `reward_gap` on a benchmark whose answers no judge compares: it could never be measured."""
+    judged = {each.name: each.judged for each in suite.benchmarks}
+    for sentinel in policy.sentinels:
+        if sentinel.signal == "reward_gap" and not judged.get(sentinel.benchmark, True):
+            raise UserError(
+                f"policy '{policy.name}': a reward_gap is a reward's win rate against a judge's, and '"
+                f"{sentinel.benchmark}' is not judged: name a benchmark that is, or remove the sentinel"
+            )
 
 
 def annotate_for(

@@ -72,14 +72,18 @@ class Event:
     time: str = ""
 
 
-def decided(loop: str, number: int, of: int, verdict: Verdict, candidate: str, champion: str) -> Event:
-    """Iteration `number` was decided; `candidate` and `champion` are what people call them."""
+def decided(
+    loop: str, number: int, of: int, verdict: Verdict, candidate: str, champion: str, *, attempt: int = 0
+) -> Event:
+    """Iteration `number` was decided; `candidate` and `champion` are what people call them, `attempt` is its retry."""
     reasons = [shorten(reason, LONGEST_REASON, placeholder="…") for reason in verdict.reasons[:MOST_REASONS]]
     kept = f"{candidate} is the champion" if verdict.outcome == "promote" else f"{champion} stays the champion"
-    text = f"{loop}, iteration {number} of {of}: {verdict.outcome.upper()}, {kept}. {'; '.join(reasons)}"
+    place = f"iteration {number} of {of}{f', retry {attempt}' if attempt else ''}"
+    text = f"{loop}, {place}: {verdict.outcome.upper()}, {kept}. {'; '.join(reasons)}"
     facts = {
         "iteration": number,
         "of": of,
+        "attempt": attempt,
         "outcome": verdict.outcome,
         "reasons": reasons,
         "candidate": {"name": candidate, "digest": verdict.candidate},

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_bench.harness.codec import digest, plain
 from rlhf_bench.harness.engines import Engine
@@ -28,6 +28,9 @@ from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Completion, Conversation, Message, Request, Sample, Sampling
 from rlhf_bench.trainers.data import read_prompts
 from rlhf_bench.trainers.preferences import conversation
+
+if TYPE_CHECKING:
+    from rlhf_bench.trainers.online.scoring import Scoring
 
 PACKAGED = "packaged"
 MAX_TOKENS = 256
@@ -52,6 +55,12 @@ class Probed:
 
     name: str
     rows: Sequence[Mapping[str, Any]]
+
+
+def scorer_of(scoring: Scoring) -> Scorer | None:
+    """The reward model of training, loaded when an answer is new; None of a judge that only compares."""
+    rates = scoring.rates
+    return None if rates is None else Scorer(scoring.identity, lambda items: rates().rewards(items))
 
 
 def read_probes(source: str = PACKAGED) -> list[Sample]:

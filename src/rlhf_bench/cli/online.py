@@ -313,6 +313,13 @@ def print_plan(plan: LoopPlan) -> None:
         _say(f"note: {note}")
 
 
+def plan_as_json(plan: LoopPlan) -> dict[str, Any]:
+    """The plan as other programs read it, with the sums that the table shows."""
+    from rlhf_bench.harness.codec import plain
+
+    return {"plan": plain(plan), "hours_left": plan.total.hours_left, "disk_needed": plan.disk.needed}
+
+
 def _stages(plan: LoopPlan) -> list[tuple[str, str, str, str]]:
     """By stage the hours that are left, and the rate that they are reckoned with."""
     rates = {each.name: each for each in plan.rates}

@@ -23,6 +23,7 @@ from rlhf_bench.harness.errors import Fault, UserError
 from rlhf_bench.harness.judges.replay import scripted_judge
 from rlhf_bench.harness.models import open_engine
 from rlhf_bench.harness.policy import Guard, Policy, Sentinel, Target
+from rlhf_bench.harness.progress import silent
 from rlhf_bench.harness.run import evaluate
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import (
@@ -40,16 +41,19 @@ from rlhf_bench.harness.types import (
     Score,
     Suite,
 )
+from rlhf_bench.trainers.online.config import STAGES
 from rlhf_bench.trainers.online.monitors import (
     WORD_PAIRS,
     Figure,
     Late,
     Watch,
     annotate_for,
+    check_sentinels,
     drift,
     training_reward,
     watch,
 )
+from rlhf_bench.trainers.online.probes import probe, read_probes, scorer_of, write_page
 
 REFUSAL = "I'm sorry, but I cannot help with that."
 WORDS = [f"w{number}" for number in range(4000)]
@@ -359,6 +363,15 @@ def test_the_training_reward_is_the_reward_model_that_it_is_announced_as(
     assert score.value == pytest.approx(0.5, abs=1e-5)
 
 
+def test_a_gap_on_what_no_judge_compares_is_refused_before_the_loop_starts() -> None:
+    maths = Benchmark("maths", "1", "acc", "binary", 1, "", load_chat, grade_chat)
+    rules = policy("kl", "reward_gap")
+    check_sentinels(rules, Suite("s", (CHAT, maths)))
+    with pytest.raises(UserError, match="'maths' is not judged"):
+        wrong = Sentinel(signal="reward_gap", benchmark="maths", limit=0.1)
+        check_sentinels(rules.model_copy(update={"sentinels": (wrong,)}), Suite("s", (CHAT, maths)))
+
+
 def test_a_judge_that_is_another_than_announced_is_a_fault() -> None:
     late = Late("tie", "0" * 64, lambda: scripted_judge("tie"))
     with pytest.raises(Fault, match="was announced as"):
@@ -369,3 +382,84 @@ def test_a_watch_is_plain_json() -> None:
     told = json.loads(dumps(watch(talk(20, 40), [pair("a", "bb", 1.0)])))
     assert told["length"].keys() == {"mean", "se", "prompts"}
     assert told["quartiles"] == [1.0, 1.0, 1.0]
+
+
+def load_talk(protocol: EvalProtocol) -> list[Sample]:
+    return [
+        Sample(
+            f"talk/{i}",
+            (Request(f"talk/{i}", (Message("user", f"Tell me about the sea-{i}."),), Sampling(max_tokens=16)),),
+            "sea train gas",
+        )
+        for i in range(12)
+    ]
+
+
+def grade_vowels(answered: Sequence[Graded], judge: Any) -> Iterator[Score]:
+    for sample, said in answered:
+        yield Score(sample.id, sum(letter in "aeiou" for letter in said[0].text) / max(1, len(said[0].text)))
+
+
+def grade_short(answered: Sequence[Graded], judge: Any) -> Iterator[Score]:
+    yield from (Score(sample.id, float(said[0].finish_reason == "stop")) for sample, said in answered)
+
+
+def test_a_real_iteration_is_watched_its_sentinels_measured_and_its_candidate_probed(
+    talker: Path, reward: Path, store: Store, tmp_path: Path
+) -> None:
+    from rlhf_bench.trainers.online import Line, LoopConfig, iterate, reward_scoring
+    from rlhf_bench.trainers.online.facts import answer_tokens, measured_rates, pacing, stages_done
+
+    suite = Suite(
+        "small",
+        (
+            Benchmark("vowels", "1", "share", "continuous", 12, "", load_talk, grade_vowels),
+            Benchmark("short", "1", "acc", "binary", 12, "", load_talk, grade_short),
+        ),
+    )
+    rules = Policy(
+        name="small",
+        targets=(Target(benchmark="vowels", metric="share"),),
+        guards=(Guard(benchmark="short", metric="acc", margin=0.3),),
+        sentinels=tuple(Sentinel(signal=each, benchmark="vowels", limit=0.9) for each in ("kl", "reward_gap")),
+    )
+    config = LoopConfig.model_validate(
+        {
+            "name": "watched", "model": "start", "iterations": 1, "prompts_per_iteration": 6, "backend": "torch",
+            "answers": {"n": 4, "max_tokens": 60},
+            "dpo": {"epochs": 1, "batch_size": 2, "micro_batch": 1, "learning_rate": 1e-2, "dtype": "float32"},
+        }
+    )  # fmt: skip
+    start = Checkpoint(str(talker), checkpoint_digest(talker))
+    scorer = Checkpoint(str(reward), checkpoint_digest(reward))
+    scoring = reward_scoring(scorer, "reward")
+    store.register(start, alias="start")
+
+    def measure(checkpoint: Checkpoint) -> Report:
+        engine = open_engine(checkpoint.path, store)
+        report = evaluate(suite, engine, protocol=CHAT_PROTOCOL, store=store)
+        return annotate_for(rules, report, checkpoint, start, training_reward(scorer, "reward"), store)
+
+    prompts = [
+        Sample(f"p/{i}", (Request(f"p/{i}", (Message("user", f"Tell me about the gas-{i}."),)),), "") for i in range(6)
+    ]
+    line = Line(config, store, rules, lambda: scoring, measure, tmp_path, prompts)
+    (done,) = iterate(replace(line, track=pacing(silent, line.work)))
+
+    sentinels = {each.metric: each.difference for each in done.verdict.checks if each.role == "sentinel"}
+    assert sentinels.keys() == {"kl", "reward_gap"} and None not in sentinels.values()
+    found = watch(done.rows, done.learned.pairs)
+    assert (found.prompts, found.answers, found.pairs) == (6, 24, done.pairs)
+    assert found.reward.prompts == 6 and found.margin.mean is not None and found.margin.mean > 0
+    assert stages_done(line.work) == {1: frozenset(STAGES)}
+    assert measured_rates(line.work)["train"].measured
+    assert answer_tokens(line.work, len) == pytest.approx(found.length.mean)
+
+    by = scorer_of(scoring)
+    probed = [
+        probe(name, read_probes()[:3], open_engine(model.path, store), line.work / "probes", store, scorer=by)
+        for name, model in (("initial", start), ("watched-1", done.candidate))
+    ]
+    assert [each["sample_id"] for each in probed[0].rows] == [each["sample_id"] for each in probed[1].rows]
+    assert all(each["reward"] is not None for one in probed for each in one.rows)
+    assert "watched-1" in write_page(line.work, "watched", probed).read_text(encoding="utf-8")

@@ -87,6 +87,8 @@ def test_a_webhook_gets_the_event_as_json_with_a_text(hook: str) -> None:
     assert told["event"] == "decided" and told["loop"] == "chat" and told["time"]
     assert told["text"].startswith("chat, iteration 2 of 3: PROMOTE, chat-2 is the champion. chat: +0.05")
     assert told["facts"]["candidate"] == {"name": "chat-2", "digest": "c" * 64}
+    again = decided("chat", 2, 3, VERDICT, "chat-2", "chat-1", attempt=1)
+    assert again.text.startswith("chat, iteration 2 of 3, retry 1: PROMOTE") and again.facts["attempt"] == 1
     assert told["facts"]["outcome"] == "promote" and told["facts"]["runs"] == {"new": "r1"}
 
 
