@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rlhf_bench.harness.config import Config, read_config
 from rlhf_bench.harness.errors import UnknownName
+from rlhf_bench.trainers.online.notify import NotifyConfig
 from rlhf_bench.trainers.recipes import DPORecipe, SFTRecipe
 
 C = TypeVar("C", bound=Config)
@@ -24,7 +25,21 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 FRESH = "fresh_prompts"
 TOURNAMENTS = ("pm", "openai", "llm", "scripted", "replay")
 """Kinds of `reward` that say which of two answers is better, and give none a number."""
-FIXED = ("name", "model", "iterations", "seed", "policy", "suite", "protocol", "judge", "limit", "launch", "on_hold")
+FIXED = (
+    "name",
+    "model",
+    "iterations",
+    "seed",
+    "policy",
+    "suite",
+    "protocol",
+    "judge",
+    "limit",
+    "launch",
+    "on_hold",
+    "probes",
+    "notify",
+)
 """What a retry does not change: the line that it is on, and what it is measured by."""
 
 
@@ -78,6 +93,8 @@ class LoopConfig(Config):
     though the champion stays, which is what a loop without a gate does.
     `partial` lets training begin although a judge failed on some of the answers. `launch` has a command in front of
     which a stage runs in a process of its own: "" for a plain one, "torchrun --nproc-per-node 8", "srun --gres=gpu:8".
+    `probes` are a few prompts that every candidate answers, to read side by side: packaged, a file, or null for none.
+    `notify` is who is told. What these four say changes no result, so they may change while a loop runs.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -104,6 +121,8 @@ class LoopConfig(Config):
     retries: tuple[dict[str, Any], ...] = ()
     partial: bool = Field(False, exclude=True)
     launch: dict[Stage, str] = Field({}, exclude=True)
+    probes: str | None = Field("packaged", exclude=True)
+    notify: NotifyConfig = Field(NotifyConfig(), exclude=True)
     seed: int = 0
 
     @field_validator("launch")

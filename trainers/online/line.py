@@ -32,6 +32,7 @@ class Line:
     checkpoint on the policy's suites; `figures` are those metrics of them that are no means. `preferences` are the
     pairs where the config gives a file of them. `contaminated` finds the prompts, by id, that hold a benchmark's
     question.
+    `signals` adds to a report, given its checkpoint and π0, what the policy's sentinels ask for beyond an evaluation.
     `launch` runs a stage of an iteration (number, attempt) in a process of its own, and raises Fault where it fails.
     """
 
@@ -44,6 +45,7 @@ class Line:
     prompts: Sequence[Sample] = ()
     preferences: Sequence[Preference] = ()
     contaminated: Callable[[Sequence[Sample]], Collection[str]] = lambda prompts: ()
+    signals: Callable[[Report, Checkpoint, Checkpoint], Report] = lambda report, checkpoint, initial: report
     launch: Callable[[Stage, int, int], None] | None = None
     figures: Figures = field(default_factory=lambda: NO_FIGURES)
     track: Track = silent

@@ -233,18 +233,18 @@ def _stages(line: Line, task: Task, roles: _Roles, upto: Stage) -> _Made:
     free = line.store.aliases().get(alias) in (None, candidate.digest)
     line.store.register(candidate, alias=alias if free else None)
     if upto == "measure":
-        made.reports = _measured(line, task, (candidate, roles.champion, _anchor(line)))
+        made.reports = _measured(line, task, roles.start, (candidate, roles.champion, _anchor(line)))
     return made
 
 
-def _measured(line: Line, task: Task, checkpoints: Sequence[Checkpoint]) -> tuple[Report, ...]:
+def _measured(line: Line, task: Task, start: Checkpoint, checkpoints: Sequence[Checkpoint]) -> tuple[Report, ...]:
     """The reports of these; champion first, since its run is there more often."""
     found: dict[str, Report] = {}
 
     def measured(checkpoint: Checkpoint) -> Report:
         if checkpoint.digest not in found:
             with freed(None):
-                found[checkpoint.digest] = line.measure(checkpoint)
+                found[checkpoint.digest] = line.signals(line.measure(checkpoint), checkpoint, start)
         return found[checkpoint.digest]
 
     def make() -> list[Row]:

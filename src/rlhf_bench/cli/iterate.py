@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rlhf_bench.cli import online as shown
 from rlhf_bench.cli import options, show, tables, wiring
 from rlhf_bench.harness.errors import Fault, MissingData, UnknownName, UserError
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from rlhf_bench.harness.store import Store
     from rlhf_bench.harness.types import Checkpoint, Report, Sample, Suite
     from rlhf_bench.trainers.online import Iteration, Line, LoopConfig, Scoring
+    from rlhf_bench.trainers.online.probes import Probed
 
 Stage = Literal["answers", "score", "pair", "train", "measure"]
 
@@ -59,6 +62,12 @@ def iterate(
             "--schema", callback=_schema, is_eager=True, help="Show the config's JSON schema, for editors, and exit."
         ),
     ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what it will do: tokens, hours, cost, disk. Nothing is started.")
+    ] = False,
+    probes: Annotated[
+        bool, typer.Option("--probes", help="At the end, the probes' answers of every candidate side by side.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Answer, rank, train, evaluate and gate, iteration by iteration; only a promote verdict moves the champion.
@@ -67,27 +76,75 @@ def iterate(
     """
     from rlhf_bench.trainers import online
 
-    plan, path = online.loop_config(config, set_ or [])
-    track = show.bars()
+    settings, path = online.loop_config(config, set_ or [])
     with wiring.open_store() as store:
-        line = _line(plan, path, [config, *(f"--set={each}" for each in set_ or [])], store, track)
-        if only is not None:
+        line = _line(settings, path, [config, *(f"--set={each}" for each in set_ or [])], store, show.bars())
+        if plan:
+            _plan(line, json)
+        elif only is not None:
             online.run_stage(line, only, iteration, attempt)
-            return
-        if from_ is not None:
-            for made in online.set_aside(line, from_):
-                show.complain(f"set aside: {made}")
-        done = []
-        for each in online.iterate(line, until=until):
+        else:
+            if from_ is not None:
+                for made in online.set_aside(line, from_):
+                    show.complain(f"set aside: {made}")
+            _go(line, until, probes, json)
+
+
+def _plan(line: Line, json: bool) -> None:
+    home = line.home
+    found = shown.loop_plan(
+        line.config, line.store, home, prompts=line.prompts, preferences=line.preferences, track=line.track
+    )
+    if json:
+        show.as_json(shown.plan_as_json(found))
+    else:
+        shown.print_plan(found)
+
+
+def _go(line: Line, until: Stage | None, probes: bool, json: bool) -> None:
+    """Run the loop, and tell whoever wants to know of each decision, of what stopped it, and of its end."""
+    from rlhf_bench.trainers.online import iterate, notify
+
+    config, store, began = line.config, line.store, datetime.now(UTC).isoformat()
+    done: list[Iteration] = []
+    probed: list[Probed] = []
+    news = False
+
+    def tell(event: notify.Event) -> None:
+        for failed in notify.notify(config.notify, event):
+            show.complain(failed)
+
+    try:
+        for each in iterate(line, until=until):
             done.append(each)
             if not json:
-                _print_iteration(each, plan, store)
-        if json:
-            show.as_json([_plain(each) for each in done])
-        elif until is not None and (len(done) < plan.iterations or not done):
-            show.say(f"ended after stage '{until}' of iteration {len(done) + 1}; what it made: {line.work}")
-        else:
-            _print_end(done, plan, store)
+                _print_iteration(each, config, store)
+            probed = shown.probed(line, done)
+            if store.verdict(each.verdict_id).created >= began:  # else it was told before
+                news = True
+                names = wiring.name_of(each.candidate, store), wiring.name_of(each.champion, store)
+                place = each.number, config.iterations
+                tell(notify.decided(config.name, *place, each.verdict, *names, attempt=each.attempt))
+    except BaseException as error:
+        tell(notify.stopped(config.name, error))
+        raise
+    if news and until is None:
+        champion = wiring.name_of(wiring.find_checkpoint(store, "champion"), store)
+        promoted = sum(each.verdict.outcome == "promote" for each in done)
+        tell(notify.finished(config.name, len(done), promoted, champion))
+    monitored = [shown.seen(each, wiring.name_of(each.candidate, store)) for each in done]
+    if json:
+        show.as_json({"iterations": [_plain(each) for each in done], "monitors": shown.monitors_as_json(monitored)})
+    elif until is not None and len(done) < config.iterations:
+        show.say(f"ended after stage '{until}' of iteration {len(done) + 1}; what it made: {line.work}")
+    else:
+        if config.preferences is None:
+            shown.print_monitors(monitored)
+        if probes:
+            shown.print_probes(probed)
+        _print_end(done, config, store)
+        if probed:
+            show.say(f"the same questions to every candidate, side by side: {line.work / 'probes.html'}")
 
 
 def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, track: Track) -> Line:
@@ -95,7 +152,8 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
     from rlhf_bench import suites
     from rlhf_bench.harness.store import home
     from rlhf_bench.trainers.data import read_preferences
-    from rlhf_bench.trainers.online import Line
+    from rlhf_bench.trainers.online import Line, facts, monitors, notify
+    from rlhf_bench.trainers.online.probes import PACKAGED, read_probes
 
     asked = wiring.Asked(plan.suite, protocol=plan.protocol, judge_spec=plan.judge, limit=plan.limit)
     chosen = wiring.suite(plan.suite)
@@ -103,6 +161,12 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
     _check_launch(plan)
     policy = wiring.policy(plan.policy, beside=path)
     _require_asked(policy, chosen)
+    monitors.check_sentinels(policy, chosen)
+    notify.check(plan.notify)
+    if plan.probes not in (None, PACKAGED):
+        plan = plan.model_copy(update={"probes": str(wiring.sought(plan.probes, path))})
+        read_probes(str(plan.probes))
+    asks_gap = plan.preferences is None and any(each.signal == "reward_gap" for each in policy.sentinels)
     if plan.judge != wiring.DEMO_JUDGE and any(each.judged for each in chosen.benchmarks):
         wiring.judge(plan.judge, store, track)
 
@@ -112,6 +176,13 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
     @functools.cache
     def scoring() -> Scoring:
         return wiring.scoring(plan.reward, store, track)
+
+    def signals(report: Report, checkpoint: Checkpoint, initial: Checkpoint) -> Report:
+        judge = None
+        if asks_gap and scoring().rates is not None:
+            judge = monitors.training_reward(wiring.reward_checkpoint(plan.reward, store, track), plan.reward)
+        follow = {each.name: each.follow for each in chosen.benchmarks if each.follow is not None}
+        return monitors.annotate_for(policy, report, checkpoint, initial, judge, store, follow=follow, track=track)
 
     def launch(stage: str, iteration: int, attempt: int) -> None:
         where = ["--only", stage, "--iteration", str(iteration), "--attempt", str(attempt)]
@@ -128,9 +199,10 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
         prompts=() if given else wiring.prompts(plan.prompts, beside=path),
         preferences=read_preferences(wiring.sought(plan.preferences, path)) if plan.preferences is not None else (),
         contaminated=functools.partial(_contaminated, track=track),
+        signals=signals,
         launch=launch,
         figures=suites.figures(each.name for each in chosen.benchmarks),
-        track=track,
+        track=facts.pacing(track, home() / "loops" / plan.name),
     )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rlhf_bench.harness.progress import Track
     from rlhf_bench.harness.store import Store
     from rlhf_bench.harness.types import Preference, Report, Sample, Verdict
-    from rlhf_bench.trainers.online import Iteration, LoopConfig
+    from rlhf_bench.trainers.online import Iteration, Line, LoopConfig
     from rlhf_bench.trainers.online.config import Stage
     from rlhf_bench.trainers.online.monitors import Figure, Watch
     from rlhf_bench.trainers.online.planned import Evaluation, LoopPlan, Work
@@ -139,6 +139,27 @@ def _figure(figure: Figure, form: str) -> str:
 
 def _value(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
+
+
+def probed(line: Line, done: Sequence[Iteration]) -> list[Probed]:
+    """What the first policy and each candidate answer to the probes, kept in the loop's folder with a page of them."""
+    from rlhf_bench.harness.models import open_engine
+    from rlhf_bench.trainers.online.probes import probe, read_probes, scorer_of, write_page
+    from rlhf_bench.trainers.online.scoring import freed
+
+    config, store = line.config, line.store
+    if config.probes is None:
+        return []
+    prompts = read_probes(config.probes)
+    scorer = scorer_of(line.scoring()) if config.preferences is None else None
+    models = {each.digest: each for each in (done[0].policy, *(each.candidate for each in done))}
+    found = []
+    for each in models.values():
+        with freed(open_engine(each.path, store, dtype=config.answers.dtype, track=line.track)) as engine:
+            name, folder = wiring.name_of(each, store), line.work / "probes"
+            found.append(probe(name, prompts, engine, folder, store, scorer=scorer, track=line.track))
+    write_page(line.work, config.name, found)
+    return found
 
 
 def print_probes(probed: Sequence[Probed], page: Path | None = None) -> None:
