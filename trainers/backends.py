@@ -56,7 +56,8 @@ class Fit(Protocol):
     - loss: the mean over the step's pairs (sft: over the step's assistant tokens), whatever micro_batch is and however
       many processes there are.
     - optimiser: AdamW (0.9, 0.999, 1e-8), weight decay on all but biases and norms; gradients clipped to max_grad_norm
-      over all of them; warm-up over ceil(warmup · steps) steps.
+      over all of them; warm-up over ceil(warmup · steps) steps, but never over all of them
+      (`Training.warmup_steps`).
     - `work / "metrics.jsonl"`, one line an optimiser step as it goes, with at least
 
           all         step (from 1), epoch (steps over steps an epoch), loss, lr (of this step), grad_norm (before
@@ -213,8 +214,13 @@ class Backend:
                 return
             for model in models:
                 verify(model)
-            _begin(work / "made.json", made)
-            facts = fit(self._loaded(made), work)
+            begun = _begin(work / "made.json", made)
+            try:
+                facts = fit(self._loaded(made), work)
+            except UserError:
+                if begun:  # refused before anything was made: the next recipe finds nothing to go on from
+                    _clear(work)
+                raise
             check_finite(work / DRAFT)
             _write(work / DRAFT / RECIPE, {**facts, **made, "digest": checkpoint_digest(work / DRAFT)})
             flush(work / DRAFT)
@@ -296,11 +302,22 @@ def _digest(data: Sequence[Any]) -> str:
     return digest([plain(row) for row in data])
 
 
-def _begin(path: Path, made: Mapping[str, Any]) -> None:
+def _begin(path: Path, made: Mapping[str, Any]) -> bool:
+    """Whether this training begins; one that went on before must have been the same."""
     if path.exists():
         _same(path, made, f"{path.parent} holds another, unfinished training")
-    else:
-        _write(path, made)
+        return False
+    _write(path, made)
+    return True
+
+
+def _clear(work: Path) -> None:
+    """Remove all but the lock, which is held."""
+    for path in work.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
 
 
 def _same(path: Path, made: Mapping[str, Any], what: str) -> dict[str, Any]:

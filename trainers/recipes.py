@@ -6,6 +6,7 @@ Where the paper's published code differs, the field's docstring says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -82,6 +83,10 @@ class Training(Config):
         if self.batch_size % self.micro_batch:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}")
         return self
+
+    def warmup_steps(self, steps: int) -> int:
+        """Of so many steps those that warm up, of which the first has learning rate 0; never all of them."""
+        return min(math.ceil(self.warmup * steps), steps - 1)
 
 
 class SFTRecipe(Training):

@@ -125,6 +125,33 @@ def test_another_recipe_never_goes_on_from_an_unfinished_training(
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("name", "change"), [("torch", {"shard": "fsdp"}), ("trl", {"loss": "simpo"})])
+def test_what_was_refused_does_not_stand_in_the_way_of_what_is_asked_instead(
+    tiny: Checkpoint, tmp_path: Path, name: str, change: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match="use --backend"):
+        get_backend(name).train_dpo(dpo_recipe(**change), sums(0, 4), tiny, tiny, tmp_path / "out")
+    made = get_backend(name).train_dpo(dpo_recipe(), sums(0, 4), tiny, tiny, tmp_path / "out")
+    assert made.recipe["loss"] == "sigmoid" and list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
+def test_a_refusal_takes_nothing_from_a_training_that_had_begun(
+    backend: Backend, copies: Copies, tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(recipe: Any, preferences: Any, policy: Any, reference: Any, work: Path, track: Any) -> Any:
+        (work / "step-1").touch()
+        raise Fault("the power went")
+
+    def refuses(*args: Any) -> Any:
+        raise UserError("the GPU is gone")
+
+    for does, error in ((stops, Fault), (refuses, UserError)):
+        monkeypatch.setattr(copies, "fit_dpo", does)
+        with pytest.raises(error):
+            backend.train_dpo(dpo_recipe(), sums(0, 4), tiny, tiny, tmp_path / "out")
+        assert (tmp_path / "out.work" / "step-1").exists()
+
+
 @pytest.mark.parametrize(("before", "after"), [(0.0, 0.1), (0.1, 0.0)])
 def test_an_option_that_was_switched_on_or_off_makes_it_another_model(
     backend: Backend, tiny: Checkpoint, tmp_path: Path, before: float, after: float

@@ -88,7 +88,15 @@ def test_the_other_losses_of_dpo(tiny: Checkpoint, tmp_path: Path, changes: dict
 def test_the_reward_model(tiny: Checkpoint, tmp_path: Path, changes: dict[str, Any]) -> None:
     recipe = reward_recipe(**COMMON, **changes)
     found = [each.train_reward(recipe, uneven(13), tiny, tmp_path / each.name) for each in (TORCH, TRL)]
-    agree(*found, "accuracy", "margin")
+    agree(*found, "accuracy", "margin", "confidence", "length_correlation")
+
+
+def test_the_only_step_of_a_run_is_no_warm_up(tiny: Checkpoint, tmp_path: Path) -> None:
+    recipe = sft_recipe(**{**COMMON, "epochs": 1, "batch_size": 16})
+    found = [each.train_sft(recipe, talks(3), tiny, tmp_path / each.name) for each in (TORCH, TRL)]
+    (mine,), (theirs,) = map(metrics, found)
+    assert mine["lr"] == theirs["lr"] == recipe.learning_rate
+    assert all(each.digest != tiny.digest for each in found)
 
 
 @pytest.mark.parametrize("packing", [False, True])

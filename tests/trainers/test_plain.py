@@ -366,7 +366,7 @@ class TestLeaves:
 
         recipe = RewardRecipe.model_validate({"schedule": schedule, "warmup": warmup, "learning_rate": 0.1})
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-        scheduler = get_scheduler(schedule, optimizer, math.ceil(total * warmup), total)
+        scheduler = get_scheduler(schedule, optimizer, min(math.ceil(total * warmup), total - 1), total)
         for step in range(total):
             assert steps.learning_rate(recipe, step, total) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
             optimizer.step()

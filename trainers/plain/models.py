@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from rlhf_bench.harness.checkpoint import DECISIVE
 from rlhf_bench.harness.errors import Fault, UserError
 from rlhf_bench.harness.shared_prompt import Packed, by_segments, can_share, pack
 from rlhf_bench.harness.types import Checkpoint
+from rlhf_bench.trainers.adapters import adapted
 from rlhf_bench.trainers.backends import DRAFT, METRICS
 from rlhf_bench.trainers.plain.logps import token_logps
 from rlhf_bench.trainers.recipes import LoRA, Training
@@ -124,15 +124,11 @@ def _gives_the_logits(model: Any, head: Any) -> bool:
 
 def _adapters(lora: LoRA, model: Any, *, new_head: bool) -> peft.LoraConfig:
     """Adapters on the linear layers of the last `lora.layers` blocks; a new reward head is trained whole."""
-    depth = model.config.get_text_config().num_hidden_layers
-    first = 0 if lora.layers is None else depth - lora.layers
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    blocks = {name: int(found[1]) for name in linear if (found := re.search(r"\.(\d+)\.", name))}
     return peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=[name for name, block in blocks.items() if block >= first],
+        target_modules=adapted(lora, model),
         modules_to_save=["score"] if new_head else None,
         task_type=peft.TaskType.SEQ_CLS if new_head else peft.TaskType.CAUSAL_LM,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from rlhf_bench.harness.shared_prompt import Packed, pack
 from rlhf_bench.trainers.losses import Answers
@@ -15,6 +16,12 @@ from rlhf_bench.trainers.rows import Row
 def tokens_of(pair: Row) -> int:
     """The tokens of both conversations, the prompt in each."""
     return 2 * len(pair["prompt"]) + len(pair["chosen"]) + len(pair["rejected"])
+
+
+def lengths_of(pairs: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """The tokens of the conversations with the chosen answers [B], and of those with the rejected ones [B]."""
+    chosen, rejected = ([len(pair["prompt"]) + len(pair[side]) for pair in pairs] for side in ("chosen", "rejected"))
+    return torch.tensor(chosen), torch.tensor(rejected)
 
 
 def packed(model: Loaded, pairs: Sequence[Row]) -> Packed:

@@ -20,9 +20,10 @@ from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers.chat import check_data
 from rlhf_bench.trainers.losses import bradley_terry
+from rlhf_bench.trainers.measures import reward_means, reward_terms
 from rlhf_bench.trainers.plain.journal import Journal, faults
 from rlhf_bench.trainers.plain.models import load_scorer, padding_token, save, tokenizer_of
-from rlhf_bench.trainers.plain.pairs import packed, tokens_of
+from rlhf_bench.trainers.plain.pairs import lengths_of, packed, tokens_of
 from rlhf_bench.trainers.plain.steps import (
     adamw,
     add,
@@ -77,12 +78,12 @@ def fit_reward(
                         centring=recipe.centring,
                     )
                     (loss_B.sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
-                    apart_B = chosen_B - rejected_B
-                    add(totals, {"loss": loss_B, "margin": apart_B, "accuracy": apart_B > 0})
+                    terms = reward_terms(chosen_B, rejected_B, *lengths_of([pairs[row] for row in part]))
+                    add(totals, {"loss": loss_B, **terms})
                     advance(len(part))
                 lr = learning_rate(recipe, step, len(steps))
                 norm = descend(optimizer, recipe, lr)
-                means = {name: total / len(batch) for name, total in totals.items()}
+                means = {"loss": totals["loss"] / len(batch), **reward_means(totals, len(batch))}
                 tokens = sum(tokens_of(pairs[row]) for row in batch)
                 journal.write(step + 1, {**means, "lr": lr, "grad_norm": norm}, tokens)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.types import Checkpoint
+from rlhf_bench.trainers.adapters import check_layers
 from rlhf_bench.trainers.backends import processes
 from rlhf_bench.trainers.memory import check_fits, main_memory
 from rlhf_bench.trainers.recipes import Training
@@ -31,6 +32,7 @@ def check_options(recipe: Training, start: Checkpoint) -> None:
     for option, asked in beyond.items():
         if asked:
             raise UserError(f"the torch back end has no {option}: use --backend trl, or leave it out")
+    check_layers(recipe, start)
     on_gpu = torch.cuda.is_available()
     check_fits(recipe, start, torch.cuda.get_device_properties(0).total_memory if on_gpu else main_memory())
 
@@ -53,8 +55,8 @@ def parts(batch: Sequence[int], recipe: Training) -> list[Sequence[int]]:
 
 
 def learning_rate(recipe: Training, step: int, steps: int) -> float:
-    """The learning rate of a step (from 0) among `steps`: up in a line over ceil(warmup · steps), then by schedule."""
-    warmup = math.ceil(recipe.warmup * steps)
+    """The learning rate of a step (from 0) among `steps`: up in a line over its warm-up, then by schedule."""
+    warmup = recipe.warmup_steps(steps)
     if step < warmup:
         return recipe.learning_rate * step / warmup
     done = (step - warmup) / max(1, steps - warmup)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import AutoTokenizer, BitsAndBytesConfig
 from rlhf_bench.harness.checkpoint import DECISIVE
 from rlhf_bench.harness.errors import Fault, UserError
 from rlhf_bench.harness.types import Checkpoint
+from rlhf_bench.trainers.adapters import adapted
 from rlhf_bench.trainers.recipes import Training
 
 WEIGHTS = ("*.safetensors", "adapter_config.json")
@@ -77,15 +77,11 @@ def adapters(recipe: Training, model: Any, task: TaskType) -> LoraConfig | None:
     lora = recipe.lora
     if lora is None:
         return None
-    depth = model.config.get_text_config().num_hidden_layers
-    first = 0 if lora.layers is None else depth - lora.layers
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    blocks = {name: int(found[1]) for name in linear if (found := re.search(r"\.(\d+)\.", name))}
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=[name for name, block in blocks.items() if block >= first],
+        target_modules=adapted(lora, model),
         modules_to_save=["score"] if task == TaskType.SEQ_CLS else None,
         task_type=task,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rlhf_bench.harness.judges.reward import quiet
 from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers.chat import check_data
+from rlhf_bench.trainers.measures import reward_means, reward_terms
 from rlhf_bench.trainers.recipes import RewardRecipe
 from rlhf_bench.trainers.rows import pair_rows, room
 from rlhf_bench.trainers.trl import models
@@ -79,29 +79,10 @@ class _Reward(Step, RewardTrainer):  # type: ignore[misc]
         if self._smoothing:
             apart_B = torch.sub(*rewards_2B.chunk(2)) - inputs.get("margin", 0.0)
             loss = loss + self._smoothing * apart_B.mean()
-        self._note(rows, rewards_2B.detach().double(), inputs["attention_mask"].sum(1).double())
+        lengths_2B = inputs["attention_mask"].sum(1)
+        terms = reward_terms(*rewards_2B.chunk(2), *lengths_2B.chunk(2))
+        self.note(rows, tokens=lengths_2B.sum(), **{name: values_B.sum() for name, values_B in terms.items()})
         return self.weighed(loss, rows, num_items_in_batch)
 
-    def _note(self, rows: int, rewards_2B: Tensor, lengths_2B: Tensor) -> None:
-        apart_B = torch.sub(*rewards_2B.chunk(2))
-        self.note(
-            rows,
-            tokens=lengths_2B.sum(),
-            accuracy=(apart_B > 0).sum(),
-            margin=apart_B.sum(),
-            confidence=torch.sigmoid(apart_B.abs()).sum(),
-            reward=rewards_2B.sum(),
-            reward_square=(rewards_2B**2).sum(),
-            length_square=(lengths_2B**2).sum(),
-            product=(rewards_2B * lengths_2B).sum(),
-        )
-
     def measured(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Also `confidence`, the mean of σ(|r_chosen − r_rejected|), which equals `accuracy` where the model is
-        calibrated; and `length_correlation`, Pearson's, of reward and tokens over the step's answers."""
-        answers = 2 * sums["rows"]
-        reward, length = sums["reward"] / answers, sums["tokens"] / answers
-        spread = (sums["reward_square"] / answers - reward**2) * (sums["length_square"] / answers - length**2)
-        together = sums["product"] / answers - reward * length
-        means = {name: sums[name] / sums["rows"] for name in ("accuracy", "margin", "confidence")}
-        return {**means, "length_correlation": together / math.sqrt(spread) if spread > 1e-12 else 0.0}
+        return reward_means(sums, sums["rows"])

@@ -21,6 +21,7 @@ from rlhf_bench.harness.files import write
 from rlhf_bench.harness.progress import Advance, Track
 from rlhf_bench.harness.types import Checkpoint
 from rlhf_bench.trainers import curve
+from rlhf_bench.trainers.adapters import check_layers
 from rlhf_bench.trainers.backends import DRAFT, METRICS, processes
 from rlhf_bench.trainers.memory import check_fits, main_memory
 from rlhf_bench.trainers.recipes import Training
@@ -51,6 +52,7 @@ def configured(cls: Any, recipe: Training, start: Checkpoint, work: Path, **opti
     if recipe.shard is not None and not torch.cuda.is_available():
         raise UserError(f"shard {recipe.shard} needs GPUs and there is none here: set shard=null")
     sharded = sharding(recipe, processes())
+    check_layers(recipe, start)
     check_fits(recipe, start, _room_bytes(), processes())
     config = cls(**_arguments(recipe, work), **sharded, **options)
     config._n_gpu = min(config.n_gpu, 1)  # several GPUs are for several processes
@@ -73,7 +75,6 @@ def _arguments(recipe: Training, work: Path) -> dict[str, Any]:
         "gradient_accumulation_steps": recipe.batch_size // (recipe.micro_batch * processes()),
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": recipe.schedule,
-        "warmup_steps": recipe.warmup,  # below 1: a share of all steps
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
         "optim": "adamw_torch",
@@ -129,6 +130,7 @@ def steps(trainer: Any, recipe: Training, rows: int, work: Path, track: Track, l
         resume = last_complete(work / STEPS)
     with track(label, rows * recipe.epochs) as advance:
         trainer.add_callback(Watch(recipe, rows, trainer.accelerator.num_processes, work, advance))
+        trainer.args.warmup_steps = recipe.warmup_steps(recipe.epochs * math.ceil(rows / recipe.batch_size))
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     if trainer.is_world_process_zero():
         shutil.rmtree(draft, ignore_errors=True)
