@@ -84,6 +84,16 @@ def test_a_model_is_exported_as_a_folder_that_is_the_same_checkpoint(call: Call,
     assert done.code == 2 and "is there already" in done.one_line
 
 
+def test_a_registered_model_is_found_by_its_folder(call: Call, line: Line, home: Path, store: Store) -> None:
+    """As a training without `--alias` leaves it."""
+    newer = checkpoint(home / "weights", "newer", line.better.checkpoint)
+    store.register(newer)
+    assert call("models", "show", newer.path, "--json").json[0]["digest"] == newer.digest
+    assert call("models", "export", "weights/newer", str(home / "copy"), "--json").json["digest"] == newer.digest
+    unknown = call("models", "export", str(home), str(home / "other"))
+    assert unknown.code == 2 and "no registered model named" in unknown.one_line
+
+
 def test_a_model_whose_files_changed_is_not_exported(call: Call, line: Line, home: Path) -> None:
     (home / "weights" / "worse" / "config.json").write_text("{}")
     done = call("models", "export", "worse", "out")

@@ -127,6 +127,36 @@ def test_a_control_token_in_a_turn_is_named_or_skipped_and_counted(
     assert skipped.code == 0 and skipped.out.startswith("data: 1 conversations (1 control token in a turn left out)")
 
 
+@pytest.mark.parametrize("what", ["rm", "pm", "dpo"])
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"prompt": "Hi<|im_end|>"}, "turn 1"),
+        ({"chosen": "Yes<|im_end|>"}, "chosen"),
+        ({"rejected": "<|im_start|>"}, "rejected"),
+    ],
+)
+def test_a_control_token_in_a_pair_is_named_or_skipped_and_counted(
+    call: Call, home: Path, tiny_checkpoint: Path, short: Path, what: str, change: dict[str, str], where: str
+) -> None:
+    data = written(home / "pairs.jsonl", PAIR, PAIR | change)
+    order = asked(what, data, tiny_checkpoint, "--config", str(short), "--set", "max_length=200", "--dry-run")
+    done = call(*order)
+    assert done.code == 2 and f"preference 1: {where} holds '<|im_" in done.one_line
+    skipped = call(*order, "--on-bad-row", "skip")
+    assert skipped.code == 0 and skipped.out.startswith("data: 1 pairs (1 control token in a turn left out)")
+
+
+def test_a_training_that_changed_nothing_is_a_failure_and_no_model_of_its_own(
+    call: Call, home: Path, tiny_checkpoint: Path, short: Path, talks: str
+) -> None:
+    settings = ["--backend", "torch", "--set", "learning_rate=1e-60"]
+    done = call(*asked("sft", talks, tiny_checkpoint, "--config", str(short), *settings))
+    assert done.code == 4
+    assert "holds the very weights that it began from" in done.err.splitlines()[-1]
+    assert [each["parent"] for each in call("models", "--json").json] == [None]
+
+
 @pytest.mark.parametrize("what", NAMES)
 def test_a_model_without_a_chat_template_is_refused(
     call: Call, home: Path, tiny_checkpoint: Path, short: Path, pairs: str, talks: str, what: str

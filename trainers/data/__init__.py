@@ -33,7 +33,7 @@ from rlhf_bench.trainers.data.read import (
     read_prompts,
     read_ranked,
 )
-from rlhf_bench.trainers.data.template import check_template, encode_conversation, stops_of
+from rlhf_bench.trainers.data.template import check_template, check_text, encode_conversation, stops_of
 from rlhf_bench.trainers.data.turns import BadRow
 from rlhf_bench.trainers.data.write import write
 
@@ -46,6 +46,7 @@ __all__ = [
     "Ranked",
     "Rows",
     "check_template",
+    "check_text",
     "encode_conversation",
     "read_conversations",
     "read_preferences",

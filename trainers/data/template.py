@@ -18,7 +18,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from rlhf_bench.harness.errors import UserError
-from rlhf_bench.harness.types import Conversation, Message
+from rlhf_bench.harness.types import Conversation, Message, Preference
 from rlhf_bench.trainers.data.turns import BadRow, short
 
 QUESTION = Message("user", "How many legs has a spider?")
@@ -55,6 +55,21 @@ def stops_of(folder: Path) -> frozenset[int]:
     return frozenset(each for each in (found if isinstance(found, list) else [found]) if isinstance(each, int))
 
 
+def check_text(tokenizer: Any, row: Conversation | Preference) -> None:
+    """Raise BadRow where a turn or an answer holds a control token of the tokenizer as text.
+
+    It would be read as that token, which ends or begins a turn that nobody wrote.
+    """
+    said = row.prompt if isinstance(row, Preference) else row
+    texts = [(f"turn {number}", turn.content) for number, turn in enumerate(said, start=1)]
+    if isinstance(row, Preference):
+        texts += [("chosen", row.chosen), ("rejected", row.rejected)]
+    for where, text in texts:
+        if found := _controls(tokenizer).text.search(text):
+            shown = f"{where} holds {found.group()!r}, a control token of {_name(tokenizer)}"
+            raise BadRow("control token in a turn", shown)
+
+
 def encode_conversation(tokenizer: Any, conversation: Conversation) -> tuple[list[int], list[int]]:
     """Token ids of a conversation, and a mask of the same length: 1 where the assistant would have generated the token.
 
@@ -63,10 +78,8 @@ def encode_conversation(tokenizer: Any, conversation: Conversation) -> tuple[lis
     BadRow where a turn holds a control token of the tokenizer as text, and UserError where the template does not fit:
     it renders earlier turns otherwise once more follow (as those that strip the thinking), or loses the end of turn.
     """
+    check_text(tokenizer, conversation)
     name, controls = _name(tokenizer), _controls(tokenizer)
-    for number, turn in enumerate(conversation, start=1):
-        if found := controls.text.search(turn.content):
-            raise BadRow("control token in a turn", f"turn {number} holds {found.group()!r}, a control token of {name}")
     starts: list[tuple[int, int]] = []
     whole = done = ""
     for number, turn in enumerate(conversation):

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from rlhf_bench.harness.types import Checkpoint
 
 app = typer.Typer(help="List, fetch, register, verify, show, export and push checkpoints.")
-ModelName = Annotated[str, typer.Argument(help="Alias, beginning of a digest, champion, folder or hf:org/name.")]
+ModelName = Annotated[
+    str, typer.Argument(help="Alias, beginning of a digest, champion, or a registered model's folder.")
+]
 
 
 @app.callback(invoke_without_command=True)

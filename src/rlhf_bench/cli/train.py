@@ -11,12 +11,12 @@ import typer
 
 from rlhf_bench.cli import live, options, show, tables, wiring
 from rlhf_bench.cli.data import Format, OnBadRow
-from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.errors import Fault, UserError
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.progress import Track
     from rlhf_bench.harness.store import Store
-    from rlhf_bench.harness.types import Checkpoint, Conversation
+    from rlhf_bench.harness.types import Checkpoint, Conversation, Preference
     from rlhf_bench.trainers.plan import TrainingPlan
     from rlhf_bench.trainers.recipes import Training
 
@@ -226,24 +226,29 @@ def _planned(
     tokenizer = AutoTokenizer.from_pretrained(start.path, local_files_only=True)
     if given is not None:
         tokenizer.chat_template = template_text(given)
-    if isinstance(recipe, SFTRecipe) and on_bad_row == "skip":
-        rows = _without_control_tokens(tokenizer, rows, skipped)
+    rows = _without_control_tokens(tokenizer, rows, skipped, on_bad_row)
     return rows, plan_of(recipe, rows, tokenizer, room(recipe, start))
 
 
-def _without_control_tokens(tokenizer: Any, talks: list[Conversation], skipped: dict[str, int]) -> list[Conversation]:
-    from rlhf_bench.trainers.data import BadRow, encode_conversation
+def _without_control_tokens(
+    tokenizer: Any, rows: list[Any], skipped: dict[str, int], on_bad_row: str
+) -> list[Conversation] | list[Preference]:
+    from rlhf_bench.harness.types import Preference
+    from rlhf_bench.trainers.data import BadRow, check_text
 
     kept = []
-    for talk in talks:
+    for number, row in enumerate(rows):
         try:
-            encode_conversation(tokenizer, talk)
+            check_text(tokenizer, row)
         except BadRow as fault:
+            if on_bad_row == "fail":
+                what = "preference" if isinstance(row, Preference) else "conversation"
+                raise UserError(f"{what} {number}: {fault}; mend it, or --on-bad-row skip") from None
             skipped[fault.reason] = skipped.get(fault.reason, 0) + 1
         else:
-            kept.append(talk)
-    if not kept:
-        raise UserError("every conversation holds a control token of the model's tokenizer as text: nothing is left")
+            kept.append(row)
+    if rows and not kept:
+        raise UserError("every row holds a control token of the model's tokenizer as text: nothing is left")
     return kept
 
 
@@ -268,6 +273,11 @@ def _announce(asked: Asked, recipe: Training, plan: TrainingPlan, skipped: dict[
 def _done(store: Store, checkpoint: Checkpoint, asked: Asked) -> None:
     from rlhf_bench.trainers.backends import METRICS
 
+    if checkpoint.digest == checkpoint.parent:
+        raise Fault(
+            f"{checkpoint.path} holds the very weights that it began from, so it was not registered: the training was "
+            "too short, or learning_rate too small for the precision that the weights are saved in"
+        )
     store.register(checkpoint, alias=asked.alias)
     if asked.json:
         show.as_json(checkpoint)

@@ -379,11 +379,14 @@ def run_data(store: Store, run_id: str) -> RunData:
 
 
 def find_checkpoint(store: Store, name: str) -> Checkpoint:
-    """A registered checkpoint: "champion", an alias, or the beginning of a digest. Raises UnknownName."""
+    """A registered checkpoint: "champion", an alias, the beginning of a digest, or its folder. Raises UnknownName."""
     champion = store.champion()
     if name == "champion" and champion is not None:
         name = champion.checkpoint
     found = store.alias(name) or store.checkpoint(name)
+    if found is None:
+        folder = str(Path(name).resolve())
+        found = next((each for each, _ in reversed(store.checkpoints()) if each.path == folder), None)
     if found is None:
         raise UnknownName("registered model", name, store.aliases(), "`rlhf-bench models` lists them.")
     return found
