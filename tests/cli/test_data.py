@@ -75,6 +75,57 @@ def test_convert_writes_another_layout_in_another_kind_of_file(call: Call, home:
     assert read_conversations("c.parquet")[0][-1].content == "Because it is so."
 
 
+def test_filter_writes_the_pairs_that_can_be_learned_from_and_counts_the_rest(call: Call, home: Path) -> None:
+    bare = {name: PAIR[name] for name in ("prompt", "chosen", "rejected")}
+    scored = [bare | {"prompt": f"Why {n}?", "score_chosen": n, "score_rejected": 1.0} for n in range(5)]
+    path = written(
+        home / "a.jsonl", *scored, scored[4], PAIR | {"chosen": PAIR["rejected"], "rejected": PAIR["chosen"]}, PAIR
+    )
+    done = call("data", "filter", path, "kept.jsonl", "--min-margin", "2")
+    assert done.out.splitlines()[0] == "kept.jsonl: 2 of 8 pairs"
+    assert {*done.out.splitlines()[1:]} == {
+        "left out: 1 × pairs with equal scores",
+        "left out: 1 × pairs whose rejected answer has the higher score",
+        "left out: 2 × pairs that are ranked both ways",
+        "left out: 1 × pairs that are there twice",
+        "left out: 1 × pairs whose margin is below min_margin",
+    }
+    assert [pair.margin for pair in read_preferences("kept.jsonl")] == [2.0, 3.0]
+    as_json = call("data", "filter", path, "b.jsonl", "--per-prompt", "1", "--json").json
+    assert (as_json["read"], as_json["written"]) == (8, 3)
+
+
+def test_filter_keeps_shps_ratio_and_its_tag(call: Call, home: Path) -> None:
+    rows = [
+        {"history": f"Why {n}?", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_ratio": ratio}
+        for n, ratio in enumerate([1.5, 2.0, 3.0])
+    ]
+    done = call("data", "filter", written(home / "shp.jsonl", *rows), "kept.jsonl", "--score-ratio", "2", "--json")
+    assert done.json["left_out"] == {"pairs whose score ratio is too low": 2}
+    assert read_preferences("kept.jsonl")[0].tags == {"score_ratio": "3.0"}
+
+
+def test_filter_counts_tokens_by_the_models_tokenizer(call: Call, home: Path, tiny_checkpoint: Path) -> None:
+    path = written(home / "a.jsonl", PAIR, PAIR | {"prompt": "Why, " * 90 + "why?"})
+    order = ["data", "filter", path, "kept.jsonl", "--max-prompt-tokens", "50"]
+    assert call(*order).one_line == "error: a limit in tokens needs --model, whose tokenizer counts them"
+    done = call(*order, "--model", str(tiny_checkpoint))
+    assert done.out.splitlines() == ["kept.jsonl: 1 of 2 pairs", "left out: 1 × pairs with a prompt that is too long"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--min-margin", "9"], "the filters leave none of the 1 pairs"),
+        (["--min-margin", "-1"], "--min-margin"),
+        (["--model", "x"], "no limit in tokens is set"),
+    ],
+)
+def test_a_filter_that_means_nothing_is_one_line(call: Call, home: Path, options: list[str], said: str) -> None:
+    done = call("data", "filter", written(home / "a.jsonl", PAIR), "kept.jsonl", *options)
+    assert done.code == 2 and said in done.one_line and not (home / "kept.jsonl").exists()
+
+
 def test_contamination_names_the_row_the_item_and_the_words(call: Call, mixed: str) -> None:
     done = call("data", "contamination", mixed, "--suite", "demo")
     assert done.code == 0

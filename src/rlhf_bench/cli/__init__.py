@@ -15,6 +15,7 @@ from rlhf_bench.cli import (
     compare,
     data,
     doctor,
+    filtering,
     gate,
     history,
     iterate,
@@ -51,6 +52,7 @@ app.command("rollback")(history.rollback)
 app.command("history")(history.history)
 app.command("iterate")(iterate.iterate)
 app.add_typer(train.app, name="train")
+data.app.command("filter")(filtering.filter_pairs)
 app.add_typer(data.app, name="data")
 app.add_typer(suites.app, name="suites")
 app.add_typer(models.app, name="models")

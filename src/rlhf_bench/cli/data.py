@@ -23,7 +23,8 @@ QUESTIONS = ("question", "instruction", "turns", "text", "prompt")
 """The columns that hold what a benchmark asks, without examples and instructions; the first that a row has counts."""
 
 app = typer.Typer(
-    help="Look at training data, write them in other layouts, find benchmarks in them.", no_args_is_help=True
+    help="Look at training data, filter them, write them in other layouts, find benchmarks in them.",
+    no_args_is_help=True,
 )
 
 
@@ -99,7 +100,7 @@ def convert(
     """Write data in another layout or kind of file: TRL's, RLHFlow's, ShareGPT, Alpaca, HH-RLHF."""
     from rlhf_bench.trainers.data import write
 
-    _new(out)
+    new_file(out)
     found_as, read = _read(source, kind, form, on_bad_row)
     write(read, out, to)
     if json:
@@ -134,7 +135,7 @@ def contamination(
 
     ns = _ns(n)
     if drop is not None:
-        _new(drop)
+        new_file(drop)
     read = read_prompts(source, form=form, on_bad_row=on_bad_row)
     track = show.bars()
     index, missing = benchmark_index(suite, ns, track)
@@ -213,7 +214,8 @@ def _ns(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _new(path: Path) -> None:
+def new_file(path: Path) -> None:
+    """Raise UserError where there is something already."""
     if path.exists():
         raise UserError(f"{path} is there already: choose another name")
 
