@@ -31,6 +31,7 @@ from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.types import Checkpoint, Conversation, Preference
 from rlhf_bench.trainers.chat import check_talks, dressed, template_text
 from rlhf_bench.trainers.recipes import KINDS, DPORecipe, PreferenceRecipe, RewardRecipe, SFTRecipe
+from rlhf_bench.trainers.starts import check_speaks
 
 GROUP = "rlhf_bench.trainers"
 BUILTIN = {"trl": "rlhf_bench.trainers.trl", "torch": "rlhf_bench.trainers.plain"}
@@ -116,6 +117,7 @@ class Backend:
         """`base` tuned on the assistant's turns of the conversations."""
         check_conversations(conversations)
         check_talks(base, recipe.chat_template)
+        check_speaks(base)
         given = None if recipe.chat_template is None else template_text(recipe.chat_template)
         inputs = {"trainer": "sft", "base_digest": base.digest, "data": _digest(conversations)}
         made = {**inputs, **plain(recipe), "chat_template": given}
@@ -152,6 +154,7 @@ class Backend:
         """A pairwise preference model from `base`."""
         check(preferences)
         check_talks(base)
+        check_speaks(base)
         data = _digest(preferences)
         made = {"trainer": "preference", "base_digest": base.digest, "preferences": data, **plain(recipe)}
         return self._train(
@@ -170,6 +173,7 @@ class Backend:
         """`policy` trained on the preferences against `reference`."""
         check(preferences)
         check_talks(policy)
+        check_speaks(policy, reference)
         inputs = {"trainer": "dpo", "policy": policy.digest, "reference": reference.digest}
         made = {**inputs, "preferences": _digest(preferences), **plain(recipe)}
         return self._train(

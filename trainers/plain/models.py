@@ -21,6 +21,7 @@ from rlhf_bench.trainers.adapters import adapted
 from rlhf_bench.trainers.backends import DRAFT, METRICS
 from rlhf_bench.trainers.plain.logps import token_logps
 from rlhf_bench.trainers.recipes import LoRA, Training
+from rlhf_bench.trainers.starts import HEAD, whole
 
 WEIGHTS = ("*.safetensors", "adapter_config.json")
 
@@ -87,14 +88,18 @@ def _frozen(recipe: Training) -> torch.dtype:
 def _read(cls: Any, checkpoint: Checkpoint, recipe: Training, dtype: torch.dtype, **options: Any) -> Any:
     """The model on the device, without dropout; a new head is drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
-    options |= {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
-    model = cls.from_pretrained(checkpoint.path, **options).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = _opened(cls, checkpoint, dtype, **options).to("cuda" if torch.cuda.is_available() else "cpu")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
     return model
+
+
+def _opened(cls: Any, checkpoint: Checkpoint, dtype: torch.dtype, **options: Any) -> Any:
+    options |= {"dtype": dtype, "local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    return whole(cls.from_pretrained(checkpoint.path, **options), checkpoint.path, new=(HEAD,))
 
 
 def _taken_apart(model: Any, lm_head: Any, recipe: Training) -> Loaded:
@@ -173,9 +178,7 @@ def _merged(model: Any, start: Checkpoint) -> Any:
     if plain.dtype == torch.float32:
         return model.merge_and_unload()
     options = {"num_labels": 1} if hasattr(plain, "score") else {}
-    fresh = type(plain).from_pretrained(
-        start.path, dtype=torch.float32, local_files_only=True, use_safetensors=True, **options
-    )
+    fresh = _opened(type(plain), start, torch.float32, **options)
     fresh.config.get_text_config().pad_token_id = plain.config.get_text_config().pad_token_id
     adapted = peft.get_peft_model(fresh, model.peft_config["default"])
     peft.set_peft_model_state_dict(adapted, peft.get_peft_model_state_dict(model))

@@ -19,6 +19,7 @@ from rlhf_bench.harness.errors import Fault, UserError
 from rlhf_bench.harness.types import Checkpoint
 from rlhf_bench.trainers.adapters import adapted
 from rlhf_bench.trainers.recipes import Training
+from rlhf_bench.trainers.starts import HEAD, whole
 
 WEIGHTS = ("*.safetensors", "adapter_config.json")
 
@@ -144,7 +145,8 @@ def copy_settings(source: Path, draft: Path) -> None:
 
 
 def _load(cls: Any, checkpoint: Checkpoint, dtype: torch.dtype, **kwargs: Any) -> Any:
-    return cls.from_pretrained(checkpoint.path, dtype=dtype, local_files_only=True, use_safetensors=True, **kwargs)
+    kwargs |= {"dtype": dtype, "local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    return whole(cls.from_pretrained(checkpoint.path, **kwargs), checkpoint.path, new=(HEAD,))
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:

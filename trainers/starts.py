@@ -1,0 +1,37 @@
+"""What a training begins from: a language model where one is needed, and whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.types import Checkpoint
+
+HEAD = "score.weight"
+"""What a reward model has more than the language model that it began from."""
+
+
+def check_speaks(*models: Checkpoint) -> None:
+    """Raise UserError for a reward model or another classifier, whose head that says words would be drawn at random."""
+    for model in models:
+        config = json.loads((Path(model.path) / "config.json").read_text(encoding="utf-8"))
+        kinds = config.get("architectures") or []
+        if any("Classification" in str(kind) for kind in kinds):
+            raise UserError(
+                f"{model.path} is no language model ({kinds[0]}), it only scores: take the one it began from"
+            )
+
+
+def whole(loaded: tuple[Any, Mapping[str, Collection[str]]], path: str, new: Collection[str] = ()) -> Any:
+    """The model of `from_pretrained(..., output_loading_info=True)`.
+
+    Raises UserError where weights but those in `new` are not in its files: they would be random numbers.
+    """
+    model, info = loaded
+    if missing := sorted(set(info["missing_keys"]) - set(new)):
+        rest = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise UserError(f"{path} lacks weights of its own model ({missing[0]}{rest}): save it again")
+    return model
