@@ -63,23 +63,25 @@ def scorer_of(scoring: Scoring) -> Scorer | None:
     return None if rates is None else Scorer(scoring.identity, lambda items: rates().rewards(items))
 
 
-def read_probes(source: str = PACKAGED) -> list[Sample]:
+def read_probes(source: str = PACKAGED, max_tokens: int = MAX_TOKENS) -> list[Sample]:
     """The packaged prompts, or those of a file in any layout that `train` reads; each to be answered greedily.
+
+    No answer gets more tokens than `max_tokens`, the loop's own limit, or than MAX_TOKENS.
 
     Raises UserError for a file without prompts, or with more than anyone reads.
     """
     if source == PACKAGED:
         text = files(__package__).joinpath("probes.jsonl").read_text(encoding="utf-8")
         rows = [json.loads(line) for line in text.splitlines()]
-        return [_sample(row["id"], (Message("user", row["prompt"]),)) for row in rows]
+        return [_sample(row["id"], (Message("user", row["prompt"]),), max_tokens) for row in rows]
     given = read_prompts(source)
     if len(given) > MOST:
         raise UserError(f"{source} has {len(given)} probe prompts, to be read side by side: give at most {MOST}")
-    return [_sample(str(number), conversation(each)) for number, each in enumerate(given, start=1)]
+    return [_sample(str(number), conversation(each), max_tokens) for number, each in enumerate(given, start=1)]
 
 
-def _sample(name: str, prompt: Conversation) -> Sample:
-    return Sample(name, (Request(name, prompt, Sampling(max_tokens=MAX_TOKENS)),), "")
+def _sample(name: str, prompt: Conversation, max_tokens: int) -> Sample:
+    return Sample(name, (Request(name, prompt, Sampling(max_tokens=min(max_tokens, MAX_TOKENS))),), "")
 
 
 def probe(

@@ -150,7 +150,7 @@ def probed(line: Line, done: Sequence[Iteration]) -> list[Probed]:
     config, store = line.config, line.store
     if config.probes is None:
         return []
-    prompts = read_probes(config.probes)
+    prompts = read_probes(config.probes, config.answers.max_tokens)
     scorer = scorer_of(line.scoring()) if config.preferences is None else None
     models = {each.digest: each for each in (done[0].policy, *(each.candidate for each in done))}
     found = []
