@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_bench.harness import parity
 from rlhf_bench.harness.codec import sample_digest
 from rlhf_bench.harness.compare import Pairs, pair, require_kind
 from rlhf_bench.harness.errors import UnknownName, UserError
@@ -49,7 +50,8 @@ class RunData:
 
     `manifest` holds "protocol_digest", "judge_identity" and "benchmarks" ({name: {"version", "metric", "kind"}}), and
     may hold "protocol" and "engine"; UserError where one of the first is missing: nothing could be shown to compare.
-    `figures` are the metrics that are no means over samples, by benchmark and name.
+    `figures` are the metrics that are no means over samples, by benchmark and name; `parity` is what is known of how
+    engines agree.
     """
 
     run_id: str
@@ -57,6 +59,7 @@ class RunData:
     manifest: Mapping[str, Any]
     records: Mapping[str, Sequence[Record]]
     figures: Figures = field(default_factory=dict)
+    parity: tuple[parity.Parity, ...] = ()
 
     def __post_init__(self) -> None:
         for key in _MANIFEST:
@@ -70,7 +73,7 @@ class RunData:
         records: dict[str, list[Record]] = {}
         for record in store.records(report.run_id):
             records.setdefault(record.benchmark, []).append(record)
-        return cls(report.run_id, report.checkpoint, report.manifest, records, figures)
+        return cls(report.run_id, report.checkpoint, report.manifest, records, figures, parity.records())
 
     @property
     def benchmarks(self) -> Mapping[str, Mapping[str, Any]]:

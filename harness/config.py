@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -33,10 +33,15 @@ def read_config(cls: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     overridden = {override.partition("=")[0]: override for override in overrides}
     for override in overrides:
         _set(data, override)
+    return check(cls, data, str(path), overridden)
+
+
+def check(cls: type[C], data: Any, source: str, overridden: Mapping[str, str] = {}) -> C:
+    """The `cls` that `data` is. Raises UserError, one line, that names `source`, or the override by its key."""
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        raise UserError(" ".join(_explain(cls, path, overridden, error).split())) from None
+        raise UserError(" ".join(_explain(cls, source, overridden, error).split())) from None
 
 
 def schema(cls: type[Config]) -> str:
@@ -110,11 +115,11 @@ def _items(data: Any, part: str, override: str) -> list[Any]:
     return data
 
 
-def _explain(cls: type[Config], path: Path, overridden: dict[str, str], error: ValidationError) -> str:
+def _explain(cls: type[Config], given: str, overridden: Mapping[str, str], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
     near = [override for name, override in overridden.items() if f"{name}.".startswith(f"{key}.")]
-    source = f"override '{near[0]}'" if near and key else str(path)
+    source = f"override '{near[0]}'" if near and key else given
     rest = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         *parents, name = (str(part) for part in first["loc"])

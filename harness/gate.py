@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from rlhf_bench.harness.claims import Finding, Level, RunData, claims, find
 from rlhf_bench.harness.errors import UnknownName, UserError
+from rlhf_bench.harness.parity import unshown
 from rlhf_bench.harness.policy import Policy, Sentinel
 from rlhf_bench.harness.signals import read_signal, sentence, unlike
 from rlhf_bench.harness.stats import holm, samples_to_decide
@@ -47,12 +48,14 @@ def gate(
 
     `anchor` is the run that guards are also held against; where it is the champion's (or the candidate's own) the
     champion's checks stand for it. `alpha` replaces the policy's; `levels` gives some benchmarks their own, where a
-    sequential design does. Raises UserError where the question itself is wrong: the candidate is the champion, the runs
-    were made under different conditions or on different samples, the policy names what no run has, or wants an anchor
-    that is not given.
+    sequential design does. Answers of two engines that no parity record shows to agree are said in the reasons. Raises
+    UserError where the question itself is wrong: the candidate is the champion, the runs were made under different
+    conditions (by the policy's `engines` also: by two such engines) or on different samples, the policy names what no
+    run has, or wants an anchor that is not given.
     """
     alpha = policy.alpha if alpha is None else alpha
     rivals = _rivals(policy, candidate, champion, anchor)
+    warnings = _across_engines(policy, candidate, rivals)
     findings = [
         find(
             claim,
@@ -72,7 +75,10 @@ def gate(
     return Verdict(
         outcome=outcome,
         checks=checks,
-        reasons=tuple(check.reason for wanted in (decisive, "warn") for check in checks if check.outcome == wanted),
+        reasons=(
+            *(check.reason for wanted in (decisive, "warn") for check in checks if check.outcome == wanted),
+            *warnings,
+        ),
         candidate=candidate.checkpoint,
         champion=champion.checkpoint,
         policy=policy.digest,
@@ -119,6 +125,19 @@ def _rivals(policy: Policy, candidate: RunData, champion: RunData, anchor: RunDa
         if name not in known:
             raise UnknownName("benchmark in these runs", name, known, f"Policy '{policy.name}' asks for it.")
     return rivals
+
+
+def _across_engines(policy: Policy, candidate: RunData, rivals: Mapping[str, RunData]) -> list[str]:
+    """A warning for each rival whose engine is not known to answer alike; UserError by `engines: refuse`."""
+    found = []
+    for name, rival in rivals.items():
+        why = unshown(candidate.manifest.get("engine") or {}, rival.manifest.get("engine") or {}, candidate.parity)
+        if why and policy.engines == "refuse":
+            raise UserError(
+                f"policy '{policy.name}' refuses it (engines: refuse): the candidate's and the {name}'s {why}"
+            )
+        found += [f"warning: the candidate's and the {name}'s {why}"] if why else []
+    return found
 
 
 def _outcome(policy: Policy, targets: Sequence[Check], guards: Sequence[Check], watched: Sequence[Check]) -> Outcome:

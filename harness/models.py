@@ -57,6 +57,7 @@ def open_engine(
     spec: str,
     store: Store,
     *,
+    engine: str = "auto",
     dtype: str = "auto",
     device: str = "auto",
     batch_tokens: int | None = None,
@@ -66,11 +67,13 @@ def open_engine(
     keyless: bool = False,
     track: Track = silent,
 ) -> Engine:
-    """An engine: `scripted:NAME`, `openai:MODEL[@BASE_URL]`, `outputs:FILE` (answers that are there already), or
-    transformers with the checkpoint that `spec` means.
+    """An engine: `scripted:NAME`, `openai:MODEL[@BASE_URL]`, `outputs:FILE` (answers that are there already), or one
+    with the checkpoint that `spec` means.
 
-    `references` gives the right answers by sample id to scripted:oracle, which alone calls it; `limits`, `budget`
-    and `keyless` (it is only planned with) are for an API.
+    `engine` says which that is (`engines.choice`): hf, vllm, or auto, which is vLLM where it is installed and a GPU is
+    there; a dtype in it goes before `dtype`. `batch_tokens` is for hf. `references` gives the right answers by sample
+    id to scripted:oracle, which alone calls it; `limits`, `budget` and `keyless` (it is only planned with) are for an
+    API.
     """
     if spec.startswith(SCRIPTED):
         return scripted_engine(spec.removeprefix(SCRIPTED), references)
@@ -82,7 +85,31 @@ def open_engine(
         from rlhf_bench.harness.engines.openai import OpenAIEngine
 
         return OpenAIEngine.of(spec, budget=budget, keyless=keyless, **({} if limits is None else {"limits": limits}))
+    return _local(spec, store, engine, dtype, device, batch_tokens, track)
+
+
+def engine_here(engine: str, device: str = "auto") -> str:
+    """The engine that `engine` means on this machine, with "auto" decided. Raises UserError where it means none."""
+    from rlhf_bench.harness.engines.choice import MISSING, parse, vllm_version
+
+    choice = parse(engine)
+    if choice.name == "vllm" and not vllm_version():
+        raise UserError(MISSING)
+    return str(choice.settled(device))
+
+
+def _local(
+    spec: str, store: Store, engine: str, dtype: str, device: str, batch_tokens: int | None, track: Track
+) -> Engine:
+    from rlhf_bench.harness.engines.choice import parse
+
+    choice = parse(engine_here(engine, device))
     checkpoint = resolve(spec, store, track)
+    dtype = choice.dtype or dtype
+    if choice.name == "vllm":
+        from rlhf_bench.harness.engines.vllm import VLLMEngine
+
+        return VLLMEngine(checkpoint, name=spec, dtype=dtype, device=device, serving=choice.serving)
     from rlhf_bench.harness.engines.hf import HFEngine
 
     return HFEngine(checkpoint, name=spec, dtype=dtype, device=device, batch_tokens=batch_tokens)

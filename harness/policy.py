@@ -154,7 +154,8 @@ class Policy(Config):
 
     `alpha` is the error of a wrong promotion, one-sided: of all decisions on the same samples together, or with
     `ledger: none` of each. `against_anchor`: every guard must hold against a fixed anchor too, so that losses just
-    inside the margin cannot add up over many promotions.
+    inside the margin cannot add up over many promotions. `engines`: what happens where the two models' answers come
+    from two engines (hf, vllm) that no parity record shows to agree: a warning, or a refusal.
     """
 
     name: str = Field(min_length=1)
@@ -167,6 +168,7 @@ class Policy(Config):
     max_ungraded: Fraction = Field(0.02, ge=0)
     against_anchor: bool = True
     halves: Halves | None = None
+    engines: Literal["warn", "refuse"] = Field("warn", exclude_if=lambda value: value == "warn")
 
     @property
     def digest(self) -> str:

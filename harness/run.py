@@ -17,7 +17,7 @@ from textwrap import shorten
 from typing import Any, Protocol
 
 from rlhf_bench.harness.codec import digest, plain, question_digest, sample_digest
-from rlhf_bench.harness.engines import Engine
+from rlhf_bench.harness.engines import Closes, Engine
 from rlhf_bench.harness.engines.stored import stored_or_asked
 from rlhf_bench.harness.errors import Fault, RlhfBenchError, UserError
 from rlhf_bench.harness.judges import Asks, Judge
@@ -145,6 +145,8 @@ def _measured(
 ) -> Iterator[tuple[str, list[Record]]]:
     """The records of these samples, benchmark by benchmark: all are answered first, then graded."""
     answered_by = _answered(suite, samples, engine, store, track)
+    if judge is not None and isinstance(engine, Closes):
+        engine.close()  # the judge may need the GPU
     with track("grades", sum(map(len, answered_by.values()))) as advance:
         for benchmark in suite.benchmarks:
             answered = answered_by[benchmark.name]

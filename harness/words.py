@@ -40,6 +40,8 @@ def explain(policy: Policy) -> Iterator[str]:
     yield _error(policy)
     least = f"{100 * policy.max_ungraded:g}%"
     yield f"Ungraded samples count at their worst; where more than {least} are ungraded a check decides nothing."
+    if policy.engines == "refuse":
+        yield "Answers of two engines are refused where no parity record shows that these agree."
     if policy.halves:
         yield (
             f"A hash with salt '{policy.halves.salt}' sets {policy.halves.share:.0%} of the samples apart for trials; "

@@ -43,3 +43,12 @@ class Ready(typing.Protocol):
     def close(self) -> None:
         """Give up what is in flight."""
         ...
+
+
+@typing.runtime_checkable
+class Closes(typing.Protocol):
+    """What an engine that holds a model in memory offers besides."""
+
+    def close(self) -> None:
+        """Give the memory back, the GPU's too. What is asked afterwards loads the model again."""
+        ...

@@ -96,9 +96,7 @@ class Model(Steered):
                 " explicit positions. Serve this one elsewhere."
             )
         super().__init__(module, dtype, device)
-        config = module.config.get_text_config()
-        self.context: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
-        self.end_ids: frozenset[int] = _ids(module.generation_config.eos_token_id) | _ids(config.eos_token_id)
+        self.context, self.end_ids = bounds(module.config, module.generation_config)
         self.token_bytes, shares = self._try_cache()
         self.shares = self.grouped and not self._window and shares
 
@@ -116,6 +114,13 @@ class Model(Steered):
         return size, all(layer.was_shared for layer in beside.layers)
 
 
+def bounds(config: Any, generation_config: Any) -> tuple[int, frozenset[int]]:
+    """How many tokens a model reads at most, and the ids that end an answer, as its configurations say."""
+    text = config.get_text_config()
+    context: int = getattr(text, "max_position_embeddings", None) or sys.maxsize
+    return context, _ids(generation_config.eos_token_id) | _ids(text.eos_token_id)
+
+
 def steerable(module: Any) -> bool:
     """Whether all layers are attention with explicit positions, so that a mask decides what a token sees."""
     kinds = set(getattr(module.config.get_text_config(), "layer_types", None) or ())
@@ -127,9 +132,7 @@ def _load(path: Path, dtype: torch.dtype) -> Any:
     """The language model in a folder, all of its weights from the folder's safetensors files."""
     logging.disable_progress_bar()
     options = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
-    kinds = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True).architectures or []
-    if any("Classification" in kind for kind in kinds):
-        raise UserError(f"{path} is a {kinds[0]}, which scores texts and writes none. Give a language model.")
+    require_writes(path, AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True))
     try:
         module, loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     except (ValueError, OSError) as error:
@@ -137,6 +140,13 @@ def _load(path: Path, dtype: torch.dtype) -> Any:
     if loaded["missing_keys"]:
         raise UserError(f"{path} lacks the weights {', '.join(sorted(loaded['missing_keys'])[:3])}: save it again.")
     return module
+
+
+def require_writes(path: Path, config: Any) -> None:
+    """Raises UserError where the checkpoint is no language model."""
+    kinds = config.architectures or []
+    if any("Classification" in kind for kind in kinds):
+        raise UserError(f"{path} is a {kinds[0]}, which scores texts and writes none. Give a language model.")
 
 
 def _ids(given: int | Sequence[int] | None) -> frozenset[int]:

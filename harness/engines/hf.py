@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -34,7 +35,7 @@ class HFEngine:
     `dtype` "auto" is fp32 on a CPU and bf16 on a GPU; `device` "auto" is the GPU if there is one. `batch_tokens` bounds
     the tokens whose keys and values are held while answers are generated; None is as many as 2 GiB hold on a CPU and a
     third of the free memory on a GPU. Running out of GPU memory halves it, and the work goes on. The weights are loaded
-    when the first request comes.
+    when the first request comes, and dropped by `close`.
     """
 
     def __init__(
@@ -110,6 +111,13 @@ class HFEngine:
             real = [job for job in jobs if isinstance(job, Job)]
             yield from self._persist(self._score, [job for job in real if job.targets])
             yield from self._persist(self._generate, [job for job in real if not job.targets])
+
+    def close(self) -> None:
+        """Drop the weights and give their memory back; the next request loads them again."""
+        for held in ("_model", "_coder", "_batch_tokens"):
+            self.__dict__.pop(held, None)
+        gc.collect()
+        torch.cuda.empty_cache()  # nothing where there is no GPU
 
     def _score(self, jobs: list[Job]) -> Iterator[tuple[Job, Completion]]:
         return score(self._model, jobs, stretch_tokens=self._stretch_tokens)

@@ -47,7 +47,7 @@ class Coder:
         options = {"trust_remote_code": False, "local_files_only": True}
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path, **options)
         self._path = path
-        self._context = context
+        self.context = context
         eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
         self._end_ids = end_ids | ({eos} if eos is not None else set())
         self._prefix_id: int | None = bos if bos is not None else eos
@@ -71,7 +71,7 @@ class Coder:
         if not context or not continuation:
             return _failed(request, f"the continuation {request.continuation!r} has no tokens of its own")
         whole = context + continuation
-        if len(whole) - 1 > self._context:
+        if len(whole) - 1 > self.context:
             return self._too_long(request, len(whole) - 1)
         return Job(request, whole[:-1], len(context) - 1, continuation)
 
@@ -82,10 +82,10 @@ class Coder:
 
     def room(self, job: Job) -> int:
         """How many tokens may be generated: what was asked for, or what the context has left."""
-        return min(job.request.sampling.max_tokens, self._context - len(job.tokens))
+        return min(job.request.sampling.max_tokens, self.context - len(job.tokens))
 
     def _to_generate(self, request: Request, tokens: list[int]) -> Job | Completion:
-        if len(tokens) >= self._context:
+        if len(tokens) >= self.context:
             return self._too_long(request, len(tokens))
         if not tokens or request.sampling.max_tokens < 1:
             return _failed(request, "there is nothing to generate: an empty prompt, or max_tokens below 1")
@@ -94,7 +94,7 @@ class Coder:
         return Job(request, tokens, len(tokens) - 1, [], self._end_ids | stops)
 
     def _too_long(self, request: Request, length: int) -> Completion:
-        return _failed(request, f"the prompt has {length} tokens and the model's context {self._context}")
+        return _failed(request, f"the prompt has {length} tokens and the model's context {self.context}")
 
     def _text(self, prompt: Prompt) -> str:
         if isinstance(prompt, str):

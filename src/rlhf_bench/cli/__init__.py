@@ -21,6 +21,7 @@ from rlhf_bench.cli import (
     iterate,
     judge,
     models,
+    parity,
     plan,
     promote,
     run,
@@ -45,6 +46,7 @@ app.command("run")(run.run)
 app.command("score")(score.score)
 app.add_typer(judge.app, name="judge")
 app.command("compare")(compare.compare)
+app.command("parity")(parity.parity)
 app.command("plan")(plan.plan)
 app.command("gate")(gate.gate)
 app.command("promote")(promote.promote)

@@ -5,7 +5,7 @@ runs ─► pairs with the base's, benchmark by benchmark ─► Row: a Contrast
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -110,9 +110,24 @@ def compared(base: Source, others: Sequence[Source], choice: Choice) -> Compared
         parts.append(_part(name, own, pairs, runs, choice))
     rows = tuple(row for part in parts for row in part.rows)
     _require_answered(choice, names, parts, rows)
-    notes = [*_left_out(base.run, runs, choice.benchmark), *(note for part in parts for note in part.notes)]
+    notes = [
+        *_left_out(base.run, runs, choice.benchmark),
+        *_across_engines(base.run, runs),
+        *(note for part in parts for note in part.notes),
+    ]
     flips = tuple({n: p.flips[i] for n, p in zip(names, parts, strict=True) if p.flips} for i in range(len(runs)))
     return Compared(base.run, runs, rows, tuple(dict.fromkeys(notes)), flips if choice.flips else ())
+
+
+def _across_engines(base: Run, runs: Sequence[Run]) -> Iterator[str]:
+    """A note for each run whose engine is not known to answer as the base's does."""
+    from rlhf_bench.harness.parity import records, unshown
+
+    known = records()
+    for run in runs:
+        why = unshown(base.manifest.get("engine") or {}, run.manifest.get("engine") or {}, known)
+        if why:
+            yield f"{base.id} and {run.id}: {why}"
 
 
 class _Part(NamedTuple):

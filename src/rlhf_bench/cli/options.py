@@ -9,6 +9,21 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else.")]
 
 
+def engines(incomplete: str) -> list[str]:
+    """Engines that begin like this."""
+    return [name for name in ("auto", "hf", "vllm") if name.startswith(incomplete)]
+
+
+Engine = Annotated[
+    str,
+    typer.Option(
+        help="Runs a local model: hf, vllm, or auto (vllm where it is installed and a GPU is there); "
+        "vllm:tensor=2,data=4 spreads it.",
+        autocompletion=engines,
+    ),
+]
+
+
 def suites(incomplete: str) -> list[str]:
     """Suites and benchmarks that begin like this."""
     from rlhf_bench.suites import BENCHMARKS, SUITES

@@ -102,6 +102,7 @@ def _engine(spec: str, run: Run, records: Sequence[Record], store: Store) -> Eng
     return open_engine(
         spec,
         store,
+        engine="hf",  # whose log-likelihoods a vLLM engine has too
         dtype=run.manifest.get("engine", {}).get("dtype", "auto"),
         device=run.settings.get("device", "auto"),
         references=lambda: {record.sample.id: record.sample.reference for record in records},

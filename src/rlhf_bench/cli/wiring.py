@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,8 @@ class Asked:
     With `sequential`, the kind of a design, it ends as soon as `policy` is decided against the run `against`.
 
     `suite` names suites, benchmarks and lm-eval tasks; `include_path` holds folders of task files of the user's own.
-    The fields that are None leave to the protocol what it says.
+    The fields that are None leave to the protocol what it says. `engine` is kept as it was decided, never as "auto", so
+    that a run goes on with the engine that it began with.
     """
 
     suite: str
@@ -52,6 +54,7 @@ class Asked:
     judge_spec: str = DEMO_JUDGE
     judge_prompt: str = WEIGHTED
     limit: int | None = None
+    engine: str = "auto"
     dtype: str = "auto"
     device: str = "auto"
     concurrency: int | None = None
@@ -171,7 +174,10 @@ def judge(
 
         local, keyless = kind == "llm", around is not None
         spec = name if local else spec
-        engine = open_engine(spec, models or store, limits=limits, budget=budget, keyless=keyless, track=track)
+        among = models or store
+        engine = open_engine(  # a local judge's answers are log-likelihoods: hf's to compute
+            spec, among, engine="hf", limits=limits, budget=budget, keyless=keyless, track=track
+        )
         return LLMJudge(
             around(engine) if around else engine, store, alpaca_eval_prompt(prompt), scores=local, track=track
         )
@@ -191,29 +197,44 @@ def judge(
 
 def measure(model: str, asked: Asked, store: Store, track: Track) -> Report:
     """Evaluate `model`. What can be wrong is found before a judge is trained or a model is loaded."""
+    from rlhf_bench.harness.models import engine_here
     from rlhf_bench.harness.run import evaluate
     from rlhf_bench.suites import data
 
     limits, budget = bounds(asked)
     chosen, regime = asked_of(asked)
+    asked = replace(asked, engine=engine_here(asked.engine, asked.device))
     engine = engine_of(model, asked, store, track, limits=limits, budget=budget)
     needs = list(dict.fromkeys(need for each in chosen.benchmarks for need in each.needs))
     data.fetch(needs, track)
     judged = [each.name for each in chosen.benchmarks if each.judged]
-    return evaluate(
-        chosen,
-        engine,
-        protocol=regime,
-        store=store,
-        judge=judge(asked.judge_spec, store, track, limits=limits, budget=budget, prompt=asked.judge_prompt)
-        if judged
-        else None,
-        limit=asked.limit,
-        settings={"model": _named(model, store)} | asdict(asked),
-        manifest_extra={"data": data.digests(needs), "judged": judged},
-        until=None if asked.sequential is None else stopping(asked, store),
-        track=track,
-    )
+    with closing(engine):
+        return evaluate(
+            chosen,
+            engine,
+            protocol=regime,
+            store=store,
+            judge=judge(asked.judge_spec, store, track, limits=limits, budget=budget, prompt=asked.judge_prompt)
+            if judged
+            else None,
+            limit=asked.limit,
+            settings={"model": _named(model, store)} | asdict(asked),
+            manifest_extra={"data": data.digests(needs), "judged": judged},
+            until=None if asked.sequential is None else stopping(asked, store),
+            track=track,
+        )
+
+
+@contextmanager
+def closing(engine: Engine) -> Iterator[None]:
+    """Gives the engine's memory back afterwards, where it holds any."""
+    from rlhf_bench.harness.engines import Closes
+
+    try:
+        yield
+    finally:
+        if isinstance(engine, Closes):
+            engine.close()
 
 
 def stopping(asked: Asked, store: Store) -> Stopping:
@@ -274,6 +295,7 @@ def engine_of(model: str, asked: Asked, store: Store, track: Track, **limits: An
     return open_engine(
         _named(model, store),
         store,
+        engine=asked.engine,
         dtype=asked.dtype,
         device=asked.device,
         references=references,
@@ -293,8 +315,8 @@ def measure_again(run: Run, store: Store, track: Track) -> Report:
 
 
 def asked_before(run: Run) -> Asked:
-    """How this run was asked."""
-    settings = {name: value for name, value in run.settings.items() if name != "model"}
+    """How this run was asked; by the hf engine where it is from before there was another."""
+    settings = {"engine": "hf"} | {name: value for name, value in run.settings.items() if name != "model"}
     return Asked(**settings | {"include_path": tuple(settings.get("include_path", ()))})
 
 
@@ -363,7 +385,8 @@ def last_run(store: Store, digest: str, name: str, like: Run | None = None) -> R
 
 def _conditions(run: Run) -> list[object]:
     names = ("protocol_digest", "judge_identity", "benchmarks")
-    return [run.manifest.get(name) for name in names] + [run.manifest.get("engine", {}).get("dtype")]
+    engine = run.manifest.get("engine", {})
+    return [*(run.manifest.get(name) for name in names), engine.get("engine"), engine.get("dtype")]
 
 
 def run_data(store: Store, run_id: str) -> RunData:
