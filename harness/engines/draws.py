@@ -7,11 +7,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rlhf_bench.harness.engines.decode import NUCLEUS
+
+KEY = "rlhf_bench"
+"""Where a request to vLLM says in its `extra_args` how it is sampled: {"temperature", "top_p", "streams": a name for
+each of its answers}."""
+OWNER = "RLHF_BENCH_VLLM_OWNER"
+"""The environment variable that tells vLLM's processes whose they are: a process and when it started."""
+
+
+def started(pid: int) -> str:
+    """When a process that runs was started, in the kernel's ticks; "" where it runs no more."""
+    try:
+        fields = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
 
 
 class Stream:

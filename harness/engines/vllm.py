@@ -11,7 +11,10 @@ one may win. tensor, data and eager are such changes too, and so is the device.
 Log-likelihoods are computed by the hf engine, opened when vLLM has given its memory back. It reads what requests share
 once (few-shot examples, a question before its choices), reads logits only at the continuation and sums in float32;
 vLLM's prompt_logprobs switch prefix caching off for their requests, need a row of the vocabulary for every prompt token
-and were measured at 384 tokens a second here (SmolLM2-135M in float32), where the tree computes several thousand.
+and were measured at 384 tokens a second on two CPU cores (SmolLM2-135M in float32).
+
+Output that is no number: where the weights hold NaN or infinity every answer is an error, and vLLM is not started. An
+overflow in its midst stops vLLM, and is a Fault.
 
 Left out: LoRA adapters beside the weights, as no checkpoint of this project has any (training merges them, and a folder
 with adapters alone is refused as one without a config.json).
@@ -25,6 +28,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -32,18 +36,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig
 
 from rlhf_bench.harness.codec import digest
 from rlhf_bench.harness.engines.choice import DEFAULT, MISSING, Serving, vllm_version
+from rlhf_bench.harness.engines.draws import KEY, OWNER, started
 from rlhf_bench.harness.engines.forward import bounds, require_writes
 from rlhf_bench.harness.engines.hf import HFEngine
-from rlhf_bench.harness.engines.jobs import Coder, Job
+from rlhf_bench.harness.engines.jobs import NO_NUMBER, Coder, Job
 from rlhf_bench.harness.errors import Fault, UserError
 from rlhf_bench.harness.types import Checkpoint, Completion, Request
 
 DRAWS = "rlhf_bench.harness.engines.vllm_draws:Draws"
-KEY = "rlhf_bench"
 REVISION = 1
 """Of the rules by which this engine chooses tokens and cuts texts: part of its identity."""
 IN_FLIGHT = 1024
@@ -126,6 +131,15 @@ class VLLMEngine:
         context, end_ids = bounds(config, ends)
         return Coder(self._path, end_ids=end_ids, context=min(context, self._serving.context or context))
 
+    @cached_property
+    def _sound(self) -> bool:
+        """Whether all weights are numbers."""
+        for file in sorted(self._path.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as weights:
+                if not all(bool(weights.get_tensor(name).isfinite().all()) for name in weights.keys()):  # noqa: SIM118
+                    return False
+        return True
+
     def generate(self, requests: Sequence[Request]) -> Answers:
         """One completion for each request, as they finish: what generates first, then log-likelihoods.
 
@@ -170,6 +184,9 @@ class VLLMEngine:
             for group in groups:
                 if isinstance(group, Completion):
                     yield [group]
+                    continue
+                if not self._sound:
+                    yield [job.answer("", "error", 0, why=NO_NUMBER) for job in group]
                     continue
                 if not flying:
                     self._open()
@@ -260,12 +277,14 @@ class VLLMEngine:
         self._scorer.close()
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        os.environ[OWNER] = f"{os.getpid()}:{started(os.getpid())}"
         before = os.environ.get("CUDA_VISIBLE_DEVICES")
         try:
             for number in range(self._serving.data):
                 if self._cards:
                     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self._cards[number])
-                self._engines.append(self._start())
+                with _aside():
+                    self._engines.append(self._start())
         except (RuntimeError, ValueError, OSError) as error:
             self.close()
             raise Fault(
@@ -294,6 +313,7 @@ class VLLMEngine:
             generation_config="vllm",  # no sampling defaults of the checkpoint's
             load_format="safetensors",
             trust_remote_code=False,
+            use_tqdm_on_load=False,
             seed=0,
         ).llm_engine
 
@@ -319,6 +339,20 @@ class Answers(Iterator[Completion]):
     def close(self) -> None:
         """Give up what is in flight."""
         self._batches.close()
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Has vLLM, and the processes that it starts meanwhile, print on stderr: stdout is the command's own."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def cards(device: str, serving: Serving) -> list[list[str]]:

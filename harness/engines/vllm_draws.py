@@ -3,10 +3,16 @@
 vLLM's own seeds hang on the order of its kernels, and on a CPU they crash it (0.32: "CPU Generator does not use
 offset"). Here the t-th token of an answer hangs on nothing but the model's output and the t-th draw of the answer's own
 stream, so an answer is the same in any batch, in any order and after any restart, as far as floating point is.
+
+vLLM's processes outlive one that is killed, and keep its GPU; so they also watch for that here, and end.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +20,9 @@ import torch
 from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from rlhf_bench.harness.engines.draws import Stream, choose_each
+from rlhf_bench.harness.engines.draws import KEY, OWNER, Stream, choose_each, started
 
-KEY = "rlhf_bench"
-"""Where a request's `extra_args` say how it is sampled: {"temperature", "top_p", "streams": a name for each answer}."""
+WATCH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class Draws(LogitsProcessor):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, _Answer] = {}
+        threading.Thread(target=_end_with, args=(os.environ[OWNER], os.getppid()), daemon=True).start()
 
     def is_argmax_invariant(self) -> bool:
         """False: it decides what greedy decoding finds."""
@@ -68,3 +74,13 @@ def _answer(params: Any, prompt: list[int] | None, written: list[int]) -> _Answe
     if asked is None:
         return None
     return _Answer(Stream(asked["streams"][params.seed]), asked["temperature"], asked["top_p"], written)
+
+
+def _end_with(owner: str, parent: int) -> None:
+    """Wait until the owner is gone, then end vLLM's engine: this process, or the one that started it for a share."""
+    pid, _, since = owner.partition(":")
+    while started(int(pid)) == since:
+        time.sleep(WATCH_S)
+    if parent not in (int(pid), 1) and os.getppid() == parent:
+        os.kill(parent, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,11 +1,14 @@
+import os
 import random
+import subprocess
+import sys
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_bench.harness.engines.decode import choose
-from rlhf_bench.harness.engines.draws import Stream, choose_each
+from rlhf_bench.harness.engines.draws import Stream, choose_each, started
 from rlhf_bench.harness.types import Sampling
 
 ANSWER = st.tuples(st.floats(0.05, 3), st.floats(0.01, 1) | st.just(1.0), st.text(max_size=5))
@@ -33,3 +36,15 @@ def test_a_draw_hangs_on_its_number_alone(asked: list[int], name: str) -> None:
     stream, other = Stream(name), random.Random(name)
     drawn = [other.random() for _ in range(21)]
     assert [stream[number] for number in asked] == [drawn[number] for number in asked]
+
+
+def test_a_process_is_known_by_when_it_was_started_until_it_ends() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        since = started(other.pid)
+        assert since
+        assert int(since) > int(started(os.getpid()))
+        assert started(other.pid) == since
+        other.kill()
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+        assert started(other.pid) == ""  # a zombie
+    assert started(other.pid) == ""

@@ -23,6 +23,7 @@ from rlhf_bench.harness.engines import Closes, Ready
 from rlhf_bench.harness.engines import vllm as module
 from rlhf_bench.harness.engines.choice import Serving, vllm_version
 from rlhf_bench.harness.engines.hf import HFEngine
+from rlhf_bench.harness.engines.jobs import NO_NUMBER
 from rlhf_bench.harness.engines.stored import stored_or_asked
 from rlhf_bench.harness.engines.vllm import VLLMEngine
 from rlhf_bench.harness.errors import Fault, UserError
@@ -56,7 +57,7 @@ def small(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def mixed() -> list[Request]:
-    """Everything that is asked of an engine: greedy and sampled, stop strings, continuations, and what must fail."""
+    """What is asked to write: greedy and sampled, with stop strings, as text, and what must fail."""
     found = []
     for number in range(8):
         prompt = (Message("user", f"Say {number} words about the sea."),)
@@ -68,7 +69,6 @@ def mixed() -> list[Request]:
         ]
         found.append(Request(f"stopped{number}", prompt, Sampling(40, 0.7, stop=("e", "a"))))
     found.append(Request("text", "The capital of France is", Sampling(max_tokens=8)))
-    found.append(Request("scored", "The capital of France is", continuation=" Paris"))
     return [*found, Request("long", "word " * 600, Sampling(max_tokens=4))]
 
 
@@ -169,6 +169,28 @@ def test_the_hf_engine_closes_and_opens_again(tiny_checkpoint: Path) -> None:
     assert next(engine._model._module.parameters()) is not weights
 
 
+def with_norm(path: Path, folder: Path, value: float) -> Path:
+    """A copy of the checkpoint whose last norm has this weight."""
+    from safetensors.torch import load_file, save_file
+
+    copy = Path(shutil.copytree(path, folder / "broken"))
+    weights = load_file(copy / "model.safetensors")
+    weights["model.norm.weight"][:] = value
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+def test_weights_that_are_no_numbers_give_errors_and_start_nothing(
+    unstarted: VLLMEngine, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    assert unstarted._sound
+    engine = VLLMEngine(known(with_norm(tiny_checkpoint, tmp_path, torch.nan)), name="broken")
+    asked = [Request("s", "The sea", Sampling(4, 1.0, seed=index), index=index) for index in range(2)]
+    asked.append(Request("scored", "The sea", continuation=" is wide"))
+    assert [each.why for each in engine.generate(asked)] == [NO_NUMBER] * 3
+    assert not engine._engines
+
+
 class TestForReal:
     pytestmark = for_real
 
@@ -219,32 +241,33 @@ class TestForReal:
         whole = by_place(HFEngine(known(small), name="test", dtype="float32").generate(asked))
         assert by_place(list(found.values())) == whole
 
-    def test_closed_it_leaves_no_process_and_opens_again(self, engine: VLLMEngine) -> None:
-        asked = [Request("s", "The sea", Sampling(max_tokens=4))]
-        first = list(engine.generate(asked))
+    def test_for_log_likelihoods_it_gives_its_memory_back_and_opens_again_after(
+        self, small: Path, engine: VLLMEngine
+    ) -> None:
+        asked = [Request("s", "The capital of France is", Sampling(max_tokens=4))]
+        asked += [
+            Request("c", "The capital of France is", continuation=c, index=i) for i, c in enumerate((" Paris", " a"))
+        ]
+        first = by_place(engine.generate(asked[:1]))
         running = _descendants(os.getpid(), "VLLM")
         assert running
-        engine.close()
+        whole = by_place(engine.generate(asked))
         _wait_until_gone(running)
-        assert list(engine.generate(asked)) == first
-
-    def test_two_copies_of_the_model_share_the_requests(self, small: Path, engine: VLLMEngine) -> None:
-        asked = vllm_driver.requests()
-        alone = by_place(engine.generate(asked))
+        assert whole == by_place(HFEngine(known(small), name="test", dtype="float32").generate(asked))
+        assert by_place(engine.generate(asked[:1])) == first
         engine.close()
+        assert not _descendants(os.getpid(), "VLLM")
+
+    def test_two_copies_of_the_model_share_the_requests(self, small: Path) -> None:
+        asked = vllm_driver.requests()
         both = VLLMEngine(known(small), name="test", dtype="float32", serving=Serving(data=2))
-        assert by_place(both.generate(asked)) == alone
+        ours = by_place(both.generate(asked))
         assert len(both._engines) == 2
         both.close()
+        assert ours == by_place(HFEngine(known(small), name="test", dtype="float32").generate(asked))
 
-    def test_weights_that_are_no_numbers_are_a_fault_and_no_answer(self, small: Path, tmp_path: Path) -> None:
-        from safetensors.torch import load_file, save_file
-
-        path = Path(shutil.copytree(small, tmp_path / "broken"))
-        weights = load_file(path / "model.safetensors")
-        weights["model.norm.weight"][:] = torch.nan
-        save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-        engine = VLLMEngine(known(path), name="broken", dtype="float32")
+    def test_an_overflow_stops_vllm_and_is_a_fault(self, small: Path, tmp_path: Path) -> None:
+        engine = VLLMEngine(known(with_norm(small, tmp_path, 1e38)), name="broken", dtype="float32")
         with pytest.raises(Fault, match="NaNs"):
             list(engine.generate([Request("s", "The sea", Sampling(max_tokens=4))]))
 
