@@ -48,7 +48,8 @@ class AnswersConfig(Config):
 
     `policies` share the n answers too, to explore further: "current" (the policy that the iteration improves),
     "initial" (π0), "previous" (what the iteration before improved), or any model's name. Each answer has a seed of its
-    own.
+    own. `engine` generates them, and answers the suites: auto (vLLM where it is installed and a GPU is there), hf, vllm
+    or such as vllm:tensor=2,data=4; what auto means is settled when the loop begins.
     """
 
     n: int = Field(8, ge=2)
@@ -56,6 +57,7 @@ class AnswersConfig(Config):
     policies: tuple[str, ...] = Field(("current",), min_length=1)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(2048, ge=1)
+    engine: str = "auto"
     dtype: str = "auto"
 
     @model_validator(mode="after")

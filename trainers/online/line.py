@@ -7,13 +7,13 @@ import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rlhf_bench.harness.checkpoint import verify
 from rlhf_bench.harness.claims import NO_FIGURES, Figures, RunData
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.files import write
-from rlhf_bench.harness.models import resolve
+from rlhf_bench.harness.models import engine_here, resolve
 from rlhf_bench.harness.policy import Policy
 from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.store import Store
@@ -70,20 +70,21 @@ def begin(line: Line) -> Checkpoint:
     config, store, marker = line.config, line.store, line.work / START
     fixed = {**settings_of(config), "policy digest": line.policy.digest}
     if marker.exists():
-        begun = json.loads(marker.read_text(encoding="utf-8"))
-        before = begun["settings"]
+        known = begun(line)
+        before = known["settings"]
         changed = sorted(key for key in fixed.keys() | before.keys() if fixed.get(key) != before.get(key))
         if changed:
             raise UserError(
                 f"loop '{config.name}' was begun with another {', '.join(changed)}: give the changed loop another name"
             )
-        start = store.checkpoint(begun["digest"])
+        start = store.checkpoint(known["digest"])
         if start is None:
-            raise UserError(f"loop '{config.name}' began from {begun['digest'][:12]}, which this store does not have")
+            raise UserError(f"loop '{config.name}' began from {known['digest'][:12]}, which this store does not have")
         verify(start)
         return start
     _check_prompts(line.prompts)
     batch(line.prompts if config.preferences is None else line.preferences, config, 1, 0)
+    engine = engine_here(config.answers.engine)
     start = resolve(config.model, store, line.track)
     champion = store.champion()
     if champion is not None and champion.checkpoint != start.digest:
@@ -97,7 +98,8 @@ def begin(line: Line) -> Checkpoint:
         batch(clean, config, 1, 0)
     if champion is None:
         store.set_champion(start.digest, expect_generation=0, verdict_id=None, reason=f"start of loop {config.name}")
-    write(marker, json.dumps({"digest": start.digest, "settings": fixed, "contaminated": left_out}))
+    facts = {"digest": start.digest, "settings": fixed, "contaminated": left_out, "engine": engine}
+    write(marker, json.dumps(facts))
     return start
 
 
@@ -107,10 +109,15 @@ def _check_prompts(prompts: Sequence[Sample]) -> None:
             raise UserError(f"prompt '{sample.id}' has no user turn")
 
 
+def begun(line: Line) -> dict[str, Any]:
+    """What was fixed when the loop began: {digest, settings, contaminated, engine}."""
+    found: dict[str, Any] = json.loads((line.work / START).read_text(encoding="utf-8"))
+    return found
+
+
 def clean(line: Line) -> list[Sample]:
     """The pool without the prompts that were found to be contaminated when the loop began."""
-    begun = json.loads((line.work / START).read_text(encoding="utf-8"))
-    left_out = set(begun.get("contaminated", ()))
+    left_out = set(begun(line)["contaminated"])
     return [sample for sample in line.prompts if sample.id not in left_out]
 
 

@@ -32,7 +32,7 @@ from rlhf_bench.harness.promote import promote
 from rlhf_bench.harness.types import Checkpoint, Report, Verdict
 from rlhf_bench.trainers.backends import get_backend, rank
 from rlhf_bench.trainers.online.config import STAGES, Stage
-from rlhf_bench.trainers.online.line import Line, batch, begin, clean, registered
+from rlhf_bench.trainers.online.line import Line, batch, begin, begun, clean, registered
 from rlhf_bench.trainers.online.scoring import Row, freed
 from rlhf_bench.trainers.online.stages import (
     FILES,
@@ -183,8 +183,8 @@ def _iteration(line: Line, number: int, attempt: int, roles: _Roles, until: Stag
     verdict_file = task.folder / f"verdict-{attempt}.json"
     if verdict_file.exists():
         until = None
-    begun = {each.name: getattr(roles, each.name).digest for each in fields(roles)}
-    write(task.folder / f"begun-{attempt}.json", json.dumps(begun, indent=1))
+    who = {each.name: getattr(roles, each.name).digest for each in fields(roles)}
+    write(task.folder / f"begun-{attempt}.json", json.dumps(who, indent=1))
     made = _stages(line, task, roles, until or "measure")
     if until is not None:
         return None
@@ -275,6 +275,7 @@ def _task(line: Line, number: int, attempt: int, roles: _Roles) -> Task:
         explore=[known.get(name) or resolve(name, line.store, line.track) for name in config.answers.policies],
         prompts=() if given else batch(clean(line), line.config, number, attempt),
         given=batch(line.preferences, line.config, number, attempt) if given else (),
+        engine=begun(line)["engine"],
         folder=line.work / f"iteration-{number}",
         elsewhere=elsewhere,
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from rlhf_bench.harness.codec import digest, plain
+from rlhf_bench.harness.engines import Closes
 from rlhf_bench.harness.errors import Fault
 from rlhf_bench.harness.judges import Asks, Judge
 from rlhf_bench.harness.judges.knockout import Match, knockout
@@ -157,7 +158,7 @@ def freed(model: T) -> Iterator[T]:
     try:
         yield model
     finally:
-        if hasattr(model, "close"):
+        if isinstance(model, Closes):
             model.close()
         del model
         gc.collect()

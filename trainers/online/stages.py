@@ -45,8 +45,9 @@ FILES: Mapping[Stage, str] = {
 class Task:
     """What an iteration works on: its number, prompts (or given pairs), policies and settings, and where it writes.
 
-    `policy` is what it improves, `reference` what DPO holds it to, `explore` who answers; `config` is the loop's as a
-    retry may have changed it. `elsewhere` does a stage in another process, if the settings say so, and says whether.
+    `policy` is what it improves, `reference` what DPO holds it to, `explore` who answers, by `engine`; `config` is the
+    loop's as a retry may have changed it. `elsewhere` does a stage in another process, if the settings say so, and says
+    whether.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Task:
     explore: Sequence[Checkpoint]
     prompts: Sequence[Sample]
     given: Sequence[Preference]
+    engine: str
     folder: Path
     elsewhere: Callable[[Stage], bool] = lambda stage: False
 
@@ -77,14 +79,16 @@ def answers_stage(task: Task, store: Store, track: Track) -> list[Row]:
     answers = task.config.answers
     asked = [request for sample in task.prompts for request in answer_requests(sample, task.config, task.number)]
     share = answers.n // len(task.explore)
-    key = digest([[each.digest for each in task.explore], [plain(request) for request in asked], answers.dtype])
+    who = [each.digest for each in task.explore]
+    key = digest([who, [plain(request) for request in asked], task.engine, answers.dtype])
+    options: Any = {"engine": task.engine, "dtype": answers.dtype}
 
     def make() -> list[Row]:
         known: dict[tuple[str, int], Completion] = {}
         with track("answers", len(asked)) as advance:
             for place, policy in enumerate(task.explore):
                 theirs = [request for request in asked if request.index // share == place]
-                with freed(open_engine(policy.path, store, dtype=answers.dtype, track=track)) as engine:
+                with freed(open_engine(policy.path, store, track=track, **options)) as engine:
                     for request, completion in stored_or_asked(theirs, engine, store):
                         if completion.finish_reason == "error":
                             raise Fault(f"the policy could not answer '{request.sample_id}': {completion.why}")

@@ -150,12 +150,14 @@ def _go(line: Line, until: Stage | None, probes: bool, json: bool) -> None:
 def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, track: Track) -> Line:
     """What the loop works with. What the config names wrongly is found here, before any long work."""
     from rlhf_bench import suites
+    from rlhf_bench.harness.models import engine_here
     from rlhf_bench.harness.store import home
     from rlhf_bench.trainers.data import read_preferences
     from rlhf_bench.trainers.online import Line, facts, monitors, notify
     from rlhf_bench.trainers.online.probes import PACKAGED, read_probes
 
-    asked = wiring.Asked(plan.suite, protocol=plan.protocol, judge_spec=plan.judge, limit=plan.limit)
+    engine_here(plan.answers.engine)
+    asked = wiring.loop_asked(plan)
     chosen = wiring.suite(plan.suite)
     suites.protocol(plan.protocol)
     _check_launch(plan)

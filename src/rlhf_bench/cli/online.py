@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +144,7 @@ def _value(value: float | None, form: str) -> str:
 def probed(line: Line, done: Sequence[Iteration]) -> list[Probed]:
     """What the first policy and each candidate answer to the probes, kept in the loop's folder with a page of them."""
     from rlhf_bench.harness.models import open_engine
+    from rlhf_bench.trainers.online.line import begun
     from rlhf_bench.trainers.online.probes import probe, read_probes, scorer_of, write_page
     from rlhf_bench.trainers.online.scoring import freed
 
@@ -155,7 +156,8 @@ def probed(line: Line, done: Sequence[Iteration]) -> list[Probed]:
     models = {each.digest: each for each in (done[0].policy, *(each.candidate for each in done))}
     found = []
     for each in models.values():
-        with freed(open_engine(each.path, store, dtype=config.answers.dtype, track=line.track)) as engine:
+        options: Any = {"engine": begun(line)["engine"], "dtype": config.answers.dtype}
+        with freed(open_engine(each.path, store, track=line.track, **options)) as engine:
             name, folder = wiring.name_of(each, store), line.work / "probes"
             found.append(probe(name, prompts, engine, folder, store, scorer=scorer, track=line.track))
     write_page(line.work, config.name, found)
@@ -251,19 +253,17 @@ def _prompts_of(preferences: Sequence[Preference]) -> list[Sample]:
 
 def _measured(config: LoopConfig, store: Store) -> bool:
     """Whether the champion, or the model that is to begin, has a finished run that was asked as the loop asks."""
+    from rlhf_bench.harness.models import engine_here
+
     champion = store.champion()
     known = store.alias(config.model)
     digest = champion.checkpoint if champion else known.digest if known else None
-    wanted = _asked(config)
+    wanted = replace(wiring.loop_asked(config), engine=engine_here(config.answers.engine))
     return any(
         run.checkpoint == digest and run.status == "complete" and wiring.asked_before(run) == wanted
         for run in store.runs()
         if run.settings
     )
-
-
-def _asked(config: LoopConfig) -> wiring.Asked:
-    return wiring.Asked(config.suite, protocol=config.protocol, judge_spec=config.judge, limit=config.limit)
 
 
 class _Unmade:
@@ -278,7 +278,6 @@ class _Unmade:
 
 def _evaluation(config: LoopConfig, store: Store, track: Track) -> Evaluation:
     """What one evaluation of a candidate asks: the evaluation itself in a store of its own, with engines that count."""
-    from dataclasses import replace
     from tempfile import TemporaryDirectory
 
     from rlhf_bench.harness.dry import DryEngine, only_counted
@@ -289,7 +288,7 @@ def _evaluation(config: LoopConfig, store: Store, track: Track) -> Evaluation:
     from rlhf_bench.trainers.online.facts import asked_tokens, evaluation_seconds
     from rlhf_bench.trainers.online.planned import Evaluation
 
-    asked = _asked(config)
+    asked = wiring.loop_asked(config)
     chosen, regime = wiring.asked_of(asked)
     data.fetch([need for each in chosen.benchmarks for need in each.needs], track)
     judges: list[DryEngine] = []

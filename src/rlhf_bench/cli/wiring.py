@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rlhf_bench.harness.sequential import Stopping
     from rlhf_bench.harness.store import Run, Store
     from rlhf_bench.harness.types import Checkpoint, Estimate, EvalProtocol, Report, Sample, Suite
-    from rlhf_bench.trainers.online import Scoring
+    from rlhf_bench.trainers.online import LoopConfig, Scoring
 
 DEMO = "demo"
 DEMO_JUDGE = "demo-reward"
@@ -235,6 +235,18 @@ def closing(engine: Engine) -> Iterator[None]:
     finally:
         if isinstance(engine, Closes):
             engine.close()
+
+
+def loop_asked(config: LoopConfig) -> Asked:
+    """How a loop evaluates."""
+    return Asked(
+        config.suite,
+        protocol=config.protocol,
+        judge_spec=config.judge,
+        limit=config.limit,
+        engine=config.answers.engine,
+        dtype=config.answers.dtype,
+    )
 
 
 def stopping(asked: Asked, store: Store) -> Stopping:
