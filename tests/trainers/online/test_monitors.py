@@ -282,10 +282,10 @@ def models(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     )
 
 
-def measured(model: Checkpoint, store: Store) -> Report:
+def measured(model: Checkpoint, store: Store, dtype: str = "float32") -> Report:
     return evaluate(
         Suite("s", (CHAT,)),
-        open_engine(model.path, store),
+        open_engine(model.path, store, dtype=dtype),
         protocol=CHAT_PROTOCOL,
         store=store,
         judge=scripted_judge("longer"),
@@ -342,6 +342,16 @@ def test_the_initial_policy_is_at_no_distance_from_itself(models: tuple[Checkpoi
     found = annotate_for(policy("kl"), measured(initial, store), initial, initial, None, store)
     (kl,) = [each.mean for each in found.estimates if each.metric == "kl"]
     assert kl == 0.0
+
+
+def test_both_models_are_asked_in_the_precision_that_the_run_was_answered_in(
+    models: tuple[Checkpoint, Checkpoint], store: Store
+) -> None:
+    initial, candidate = models
+    report = measured(candidate, store, dtype="bfloat16")
+    about = annotate_for(policy("kl"), report, candidate, initial, None, store).manifest["annotations"]["kl"]
+    assert about["policy"] == open_engine(candidate.path, store, dtype="bfloat16").identity
+    assert about["identity"] == open_engine(initial.path, store, dtype="bfloat16").identity
 
 
 def test_a_run_of_another_model_is_refused(models: tuple[Checkpoint, Checkpoint], store: Store) -> None:
