@@ -21,7 +21,7 @@ from typing import Any
 
 from rlhf_bench.harness.checkpoint import decisive_files
 from rlhf_bench.harness.errors import UserError
-from rlhf_bench.harness.models import HUB
+from rlhf_bench.harness.models import HUB, engine_here
 from rlhf_bench.harness.prices import CHARS_PER_TOKEN
 from rlhf_bench.harness.progress import Advance, Track
 from rlhf_bench.harness.store import Store
@@ -45,9 +45,10 @@ OTHER_CARD = 60e12
 SHARES: Mapping[str, Mapping[str, float]] = {
     "cpu": {"read": 0.4, "write": 0.15, "train": 0.25},
     "cuda": {"read": 0.4, "write": 0.05, "train": 0.35},
+    "vllm": {"read": 0.4, "write": 0.15, "train": 0.35},
 }
 """What each kind of work reaches of the peak. CPU: measured with SmolLM2 on two cores. GPU: estimated, from the
-presets' rates; writing is bound by memory, and `write` is what transformers reaches."""
+presets' rates; writing is bound by memory, and vLLM, which has far more answers in flight, writes faster."""
 OPERATIONS = {"read": 2.0, "write": 2.0, "train": 6.0}
 PACE = "pace.jsonl"
 STALL_S = 0.05
@@ -60,7 +61,7 @@ _STAGE = re.compile(r": (answers|rewards)$")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What computes here: `flops` is the peak of one device, of which there are `count`."""
+    """What computes here: `flops` is the peak of one device, of which there are `count`; `kind` is a key of SHARES."""
 
     name: str
     kind: str
@@ -73,9 +74,10 @@ def machine() -> Machine:
     import torch
 
     if torch.cuda.is_available():
+        kind = "vllm" if engine_here("auto").startswith("vllm") else "cuda"
         name, count = torch.cuda.get_device_name(0), torch.cuda.device_count()
         peak = next((flops for card, flops in CARDS.items() if re.search(rf"\b{card}\b", name)), OTHER_CARD)
-        return Machine(f"{count} × {name}", "cuda", peak, count)
+        return Machine(f"{count} × {name}", kind, peak, count)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(f"{cores} CPU cores", "cpu", cores * CORE_FLOPS)
 

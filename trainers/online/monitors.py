@@ -319,6 +319,7 @@ def annotate_for(
         open_engine(
             each.path,
             store,
+            engine="hf",  # whose log-likelihoods a vLLM engine has too
             dtype=run.manifest.get("engine", {}).get("dtype", "auto"),
             device=run.settings.get("device", "auto"),
             track=track,

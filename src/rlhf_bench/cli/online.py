@@ -260,7 +260,9 @@ def _measured(config: LoopConfig, store: Store) -> bool:
     digest = champion.checkpoint if champion else known.digest if known else None
     wanted = replace(wiring.loop_asked(config), engine=engine_here(config.answers.engine))
     return any(
-        run.checkpoint == digest and run.status == "complete" and wiring.asked_before(run) == wanted
+        run.checkpoint == digest
+        and run.status == "complete"
+        and replace(wiring.asked_before(run), engine=wanted.engine) == wanted  # a run keeps what "auto" came to
         for run in store.runs()
         if run.settings
     )
