@@ -69,12 +69,12 @@ class Machine:
     count: int = 1
 
 
-def machine() -> Machine:
-    """This machine's cards, or its cores."""
+def machine(engine: str = "auto") -> Machine:
+    """This machine's cards, with `engine` to write on them, or its cores."""
     import torch
 
     if torch.cuda.is_available():
-        kind = "vllm" if engine_here("auto").startswith("vllm") else "cuda"
+        kind = "vllm" if engine_here(engine).startswith("vllm") else "cuda"
         name, count = torch.cuda.get_device_name(0), torch.cuda.device_count()
         peak = next((flops for card, flops in CARDS.items() if re.search(rf"\b{card}\b", name)), OTHER_CARD)
         return Machine(f"{count} × {name}", kind, peak, count)

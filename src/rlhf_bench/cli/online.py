@@ -211,7 +211,8 @@ def loop_plan(
     from rlhf_bench.trainers.online import facts
     from rlhf_bench.trainers.online.planned import Facts, Rate, plan_of
 
-    folder, work, here = facts.local_folder(config.model, store), home / "loops" / config.name, facts.machine()
+    folder, work = facts.local_folder(config.model, store), home / "loops" / config.name
+    here = facts.machine(config.answers.engine)
     count = facts.counter(folder)
     known = facts.answer_tokens(work, count)
     if config.preferences is not None:
@@ -260,9 +261,7 @@ def _measured(config: LoopConfig, store: Store) -> bool:
     digest = champion.checkpoint if champion else known.digest if known else None
     wanted = replace(wiring.loop_asked(config), engine=engine_here(config.answers.engine))
     return any(
-        run.checkpoint == digest
-        and run.status == "complete"
-        and replace(wiring.asked_before(run), engine=wanted.engine) == wanted  # a run keeps what "auto" came to
+        run.checkpoint == digest and run.status == "complete" and wiring.asked_before(run) == wanted
         for run in store.runs()
         if run.settings
     )
