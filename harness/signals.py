@@ -158,7 +158,7 @@ def self_similarity(records: Iterable[Record], *, pairs: int = 2000, seed: int =
     the records does not matter. None where fewer than two samples have an answer.
     """
     found = sorted((r.digest, r.sample.id, each.index, each.text) for r in records for each in whole(r))
-    sets = [frozenset(_word_pairs(text)) for *_, text in found]
+    sets = [frozenset(word_pairs(text)) for *_, text in found]
     samples = [(digest, name) for digest, name, *_ in found]
     count = len(found)
     if len(set(samples)) < 2:
@@ -168,7 +168,7 @@ def self_similarity(records: Iterable[Record], *, pairs: int = 2000, seed: int =
     else:
         rng = random.Random(seed)
         drawn = [(rng.randrange(count), rng.randrange(count)) for _ in range(pairs)]
-    alike = [_jaccard(sets[i], sets[j]) for i, j in drawn if samples[i] != samples[j]]
+    alike = [jaccard(sets[i], sets[j]) for i, j in drawn if samples[i] != samples[j]]
     return sum(alike) / len(alike) if alike else None
 
 
@@ -192,13 +192,14 @@ def rarefied(counts: Sequence[int] | NDArray[np.int64], drawn: int) -> float:
     return float((seen * repeats).sum()) / drawn
 
 
-def _word_pairs(text: str) -> Iterable[tuple[str, str]]:
+def word_pairs(text: str) -> Iterable[tuple[str, str]]:
     """Neighbouring words, lower case; a Chinese, Japanese or Korean character counts as a word."""
     words = _WORD.findall(text.lower())
     return pairwise(words)
 
 
-def _jaccard(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]]) -> float:
+def jaccard(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]]) -> float:
+    """How much of what either has both have, in [0, 1]; two empty ones are alike."""
     either = len(one | other)
     return len(one & other) / either if either else 1.0
 
@@ -257,7 +258,7 @@ def _read_distinct(candidate: Sequence[Record], champion: Sequence[Record]) -> R
     if not both:
         return Reading(None, None, None, NO_FIGURE if pairs else NO_ANSWERS, *counts)
     ours, theirs = (
-        Counter(pair for row in column for each in row for pair in _word_pairs(each.text))
+        Counter(pair for row in column for each in row for pair in word_pairs(each.text))
         for column in zip(*both, strict=True)
     )
     drawn = min(run.total() for run in (ours, theirs) if champion or run is ours)

@@ -12,11 +12,10 @@ prompt are not independent of each other.
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from rlhf_bench.harness.models import open_engine
 from rlhf_bench.harness.policy import Policy
 from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.refusals import refuses
-from rlhf_bench.harness.signals import rarefied
+from rlhf_bench.harness.signals import jaccard, rarefied, word_pairs
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Battle, Checkpoint, Preference, Report, Score, Suite
 
@@ -60,7 +59,6 @@ SMALLER_MARGIN = 0.5
 ERRORS = 2.0
 """A change is told only if it is larger than so many standard errors of it: with a few dozen prompts, as in the demo,
 most changes are chance."""
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,18 +231,14 @@ def _length_reward(answers: Sequence[_Answer]) -> float | None:
     return float(np.corrcoef(lengths, rewards)[0, 1])
 
 
-def _word_pairs(text: str) -> Iterator[tuple[str, str]]:
-    yield from pairwise(_WORD.findall(text.lower()))
-
-
 def _distinct(texts: Iterable[str]) -> float | None:
-    counts = Counter(pair for text in texts for pair in _word_pairs(text))
+    counts = Counter(pair for text in texts for pair in word_pairs(text))
     return rarefied(list(counts.values()), WORD_PAIRS) if counts.total() >= WORD_PAIRS else None
 
 
 def _alike(texts: Sequence[str]) -> float | None:
-    sets = [frozenset(_word_pairs(text)) for text in texts]
-    return _mean([len(a & b) / len(a | b) if a | b else 1.0 for a, b in combinations(sets, 2)])
+    sets = [frozenset(word_pairs(text)) for text in texts]
+    return _mean([jaccard(a, b) for a, b in combinations(sets, 2)])
 
 
 def _spread(rows: Sequence[list[_Answer]], most: int) -> Sequence[list[_Answer]]:
