@@ -1,17 +1,20 @@
-"""What a training begins from: a language model where one is needed, and whole."""
+"""What a training begins from: a language model where one is needed, and whole; what of it stays as it was."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf_bench.harness.checkpoint import DECISIVE
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.types import Checkpoint
 
 HEAD = "score.weight"
 """What a reward model has more than the language model that it began from."""
+WEIGHTS = ("*.safetensors", "adapter_config.json")
 
 
 def check_speaks(*models: Checkpoint) -> None:
@@ -35,3 +38,12 @@ def whole(loaded: tuple[Any, Mapping[str, Collection[str]]], path: str, new: Col
         rest = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise UserError(f"{path} lacks weights of its own model ({missing[0]}{rest}): save it again")
     return model
+
+
+def copy_settings(source: Path, draft: Path) -> None:
+    """The model's own config, tokenizer, chat template and generation defaults: training changes none of them."""
+    for pattern in DECISIVE:
+        for file in source.glob(pattern):
+            if not pattern.startswith(WEIGHTS):
+                (draft / file.relative_to(source)).parent.mkdir(exist_ok=True)
+                shutil.copy(file, draft / file.relative_to(source))

@@ -26,9 +26,10 @@ from rlhf_bench.harness.judges.reward import quiet
 from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers.chat import check_data
+from rlhf_bench.trainers.faults import faults
 from rlhf_bench.trainers.losses import Answers, dpo_loss, implicit_rewards
-from rlhf_bench.trainers.plain.journal import Journal, faults
-from rlhf_bench.trainers.plain.models import copy_settings, load_policy, load_reference, save, tokenizer_of
+from rlhf_bench.trainers.plain.journal import Journal
+from rlhf_bench.trainers.plain.models import load_policy, load_reference, save, tokenizer_of
 from rlhf_bench.trainers.plain.pairs import answers_of, tokens_of
 from rlhf_bench.trainers.plain.steps import (
     adamw,
@@ -42,6 +43,7 @@ from rlhf_bench.trainers.plain.steps import (
 )
 from rlhf_bench.trainers.recipes import DPORecipe
 from rlhf_bench.trainers.rows import Row, pair_rows, room
+from rlhf_bench.trainers.starts import copy_settings
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +126,3 @@ class Journal:
         if torch.cuda.is_available():
             tensors["random/cuda"] = torch.cuda.get_rng_state()
         return tensors
-
-
-@contextmanager
-def faults(work: Path) -> Iterator[None]:
-    """Memory that runs out, and weights that cannot be written or read, as a Fault that says what to do."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise Fault(
-            "the model does not fit: lower micro_batch or max_length, set lora or gradient_checkpointing"
-        ) from None
-    except SafetensorError as error:
-        raise Fault(f"weights could not be written or read in {work}: {error}") from error

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_bench.harness.checkpoint import DECISIVE
-from rlhf_bench.harness.errors import Fault, UserError
+from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.shared_prompt import Packed, by_segments, can_share, pack
 from rlhf_bench.harness.types import Checkpoint
 from rlhf_bench.trainers.adapters import adapted
@@ -22,8 +21,6 @@ from rlhf_bench.trainers.backends import DRAFT, METRICS
 from rlhf_bench.trainers.plain.logps import token_logps
 from rlhf_bench.trainers.recipes import LoRA, Training
 from rlhf_bench.trainers.starts import HEAD, whole
-
-WEIGHTS = ("*.safetensors", "adapter_config.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +153,10 @@ def padding_token(tokenizer: Any, last: set[int]) -> int:
 
 
 def save(loaded: Loaded, start: Checkpoint, work: Path) -> Path:
-    """The draft of the checkpoint: weights, adapters merged in float32, in the precision that `start` has; metrics.
-
-    Raises Fault if a weight is not finite.
-    """
+    """The draft of the checkpoint: weights, adapters merged in float32, in the precision that `start` has; metrics."""
     draft = work / DRAFT
     shutil.rmtree(draft, ignore_errors=True)
     model = _merged(loaded.whole, start) if isinstance(loaded.whole, peft.PeftModel) else loaded.whole
-    if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
-        raise Fault("the trained weights are not finite: lower learning_rate; no checkpoint was made")
     config = json.loads((Path(start.path) / "config.json").read_text())
     model.config.use_cache = True
     model.to(getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")).save_pretrained(draft)
@@ -183,12 +175,3 @@ def _merged(model: Any, start: Checkpoint) -> Any:
     adapted = peft.get_peft_model(fresh, model.peft_config["default"])
     peft.set_peft_model_state_dict(adapted, peft.get_peft_model_state_dict(model))
     return adapted.merge_and_unload()
-
-
-def copy_settings(source: Path, draft: Path) -> None:
-    """The policy's own config, tokenizer, chat template and generation defaults: tuning changes none of them."""
-    for pattern in DECISIVE:
-        for file in source.glob(pattern):
-            if not pattern.startswith(WEIGHTS):
-                (draft / file.relative_to(source)).parent.mkdir(exist_ok=True)
-                shutil.copy(file, draft / file.relative_to(source))

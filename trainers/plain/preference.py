@@ -22,8 +22,9 @@ from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.shared_prompt import pack_rows
 from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers.chat import check_data
-from rlhf_bench.trainers.plain.journal import Journal, faults
-from rlhf_bench.trainers.plain.models import Loaded, copy_settings, load_policy, save, tokenizer_of
+from rlhf_bench.trainers.faults import faults
+from rlhf_bench.trainers.plain.journal import Journal
+from rlhf_bench.trainers.plain.models import Loaded, load_policy, save, tokenizer_of
 from rlhf_bench.trainers.plain.steps import (
     adamw,
     add,
@@ -36,6 +37,7 @@ from rlhf_bench.trainers.plain.steps import (
 )
 from rlhf_bench.trainers.recipes import PreferenceRecipe
 from rlhf_bench.trainers.rows import Row, question_rows, room
+from rlhf_bench.trainers.starts import copy_settings
 
 
 def fit_preference(

@@ -19,9 +19,10 @@ from rlhf_bench.harness.judges.reward import quiet
 from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers.chat import check_data
+from rlhf_bench.trainers.faults import faults
 from rlhf_bench.trainers.losses import bradley_terry
 from rlhf_bench.trainers.measures import reward_means, reward_terms
-from rlhf_bench.trainers.plain.journal import Journal, faults
+from rlhf_bench.trainers.plain.journal import Journal
 from rlhf_bench.trainers.plain.models import load_scorer, padding_token, save, tokenizer_of
 from rlhf_bench.trainers.plain.pairs import lengths_of, packed, tokens_of
 from rlhf_bench.trainers.plain.steps import (

@@ -20,11 +20,11 @@ from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.shared_prompt import Packed, pack_rows
 from rlhf_bench.harness.types import Checkpoint, Conversation
 from rlhf_bench.trainers.chat import check_data
+from rlhf_bench.trainers.faults import faults
 from rlhf_bench.trainers.losses import token_mean
-from rlhf_bench.trainers.plain.journal import Journal, faults
+from rlhf_bench.trainers.plain.journal import Journal
 from rlhf_bench.trainers.plain.models import (
     Loaded,
-    copy_settings,
     load_policy,
     save,
     tokenizer_of,
@@ -41,6 +41,7 @@ from rlhf_bench.trainers.plain.steps import (
 )
 from rlhf_bench.trainers.recipes import SFTRecipe
 from rlhf_bench.trainers.rows import IGNORED, Row, conversation_rows, room
+from rlhf_bench.trainers.starts import copy_settings
 
 
 def fit_sft(

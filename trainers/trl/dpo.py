@@ -21,10 +21,12 @@ from rlhf_bench.harness.judges.reward import quiet
 from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers.chat import check_data
+from rlhf_bench.trainers.faults import faults
 from rlhf_bench.trainers.recipes import DPORecipe
 from rlhf_bench.trainers.rows import Row, pair_rows, room
+from rlhf_bench.trainers.starts import copy_settings
 from rlhf_bench.trainers.trl import models
-from rlhf_bench.trainers.trl.run import configured, faults, steps
+from rlhf_bench.trainers.trl.run import configured, steps
 from rlhf_bench.trainers.trl.steps import FILLER, Seen, Step, alone
 
 SIDES = ("chosen", "rejected")
@@ -77,7 +79,7 @@ def fit_dpo(
         draft = steps(trainer, recipe, len(rows), work, track, "train dpo")
         models.save(trainer, recipe, AutoModelForCausalLM, policy, draft)
         if trainer.is_world_process_zero():
-            models.copy_settings(Path(policy.path), draft)
+            copy_settings(Path(policy.path), draft)
     return facts
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,11 @@ import torch
 from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoTokenizer, BitsAndBytesConfig
 
-from rlhf_bench.harness.checkpoint import DECISIVE
-from rlhf_bench.harness.errors import Fault, UserError
+from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.types import Checkpoint
 from rlhf_bench.trainers.adapters import adapted
 from rlhf_bench.trainers.recipes import Training
 from rlhf_bench.trainers.starts import HEAD, whole
-
-WEIGHTS = ("*.safetensors", "adapter_config.json")
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Any:
@@ -96,16 +92,11 @@ def trained_in_float32(model: Any) -> None:
 
 
 def save(trainer: Any, recipe: Training, cls: Any, start: Checkpoint, draft: Path, **kwargs: Any) -> None:
-    """The trained weights, adapters merged in float32, in the precision they came in, written by the first process.
-
-    Raises Fault if one is not finite.
-    """
+    """The trained weights, adapters merged in float32, in the precision they came in, written by the first process."""
     config = _config(start)
     dtype: torch.dtype = getattr(torch, config.get("dtype") or config.get("torch_dtype") or "float32")
     model = _whole(trainer, recipe, cls, start, **kwargs)
     if model is not None:
-        if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
-            raise Fault("the trained weights are not finite: lower learning_rate; no checkpoint was made")
         model.config.use_cache = True  # transformers switches it off to train
         model.to(dtype).save_pretrained(draft)
     trainer.accelerator.wait_for_everyone()
@@ -133,15 +124,6 @@ def _whole(trainer: Any, recipe: Training, cls: Any, start: Checkpoint, **kwargs
     fresh = get_peft_model(fresh, model.peft_config["default"])
     set_peft_model_state_dict(fresh, get_peft_model_state_dict(model, state_dict=state))
     return fresh.merge_and_unload()
-
-
-def copy_settings(source: Path, draft: Path) -> None:
-    """The policy's own config, tokenizer, chat template and generation defaults: training changes none of them."""
-    for pattern in DECISIVE:
-        for file in source.glob(pattern):
-            if not pattern.startswith(WEIGHTS):
-                (draft / file.relative_to(source)).parent.mkdir(exist_ok=True)
-                shutil.copy(file, draft / file.relative_to(source))
 
 
 def _load(cls: Any, checkpoint: Checkpoint, dtype: torch.dtype, **kwargs: Any) -> Any:

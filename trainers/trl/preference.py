@@ -17,10 +17,12 @@ from rlhf_bench.harness.judges.reward import quiet
 from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers.chat import check_data
+from rlhf_bench.trainers.faults import faults
 from rlhf_bench.trainers.recipes import PreferenceRecipe
 from rlhf_bench.trainers.rows import Row, question_rows, room
+from rlhf_bench.trainers.starts import copy_settings
 from rlhf_bench.trainers.trl import models
-from rlhf_bench.trainers.trl.run import configured, faults, steps
+from rlhf_bench.trainers.trl.run import configured, steps
 from rlhf_bench.trainers.trl.steps import Step
 
 
@@ -53,7 +55,7 @@ def fit_preference(
         draft = steps(trainer, recipe, len(rows), work, track, "train preference")
         models.save(trainer, recipe, AutoModelForCausalLM, base, draft)
         if trainer.is_world_process_zero():
-            models.copy_settings(Path(base.path), draft)
+            copy_settings(Path(base.path), draft)
     return facts
 
 

@@ -16,11 +16,12 @@ from rlhf_bench.harness.judges.reward import quiet
 from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers.chat import check_data
+from rlhf_bench.trainers.faults import faults
 from rlhf_bench.trainers.measures import reward_means, reward_terms
 from rlhf_bench.trainers.recipes import RewardRecipe
 from rlhf_bench.trainers.rows import pair_rows, room
 from rlhf_bench.trainers.trl import models
-from rlhf_bench.trainers.trl.run import configured, faults, steps
+from rlhf_bench.trainers.trl.run import configured, steps
 from rlhf_bench.trainers.trl.steps import Seen, Step, alone
 
 

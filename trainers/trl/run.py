@@ -7,13 +7,11 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 
 from rlhf_bench.harness.errors import Fault, UserError
@@ -28,7 +26,6 @@ from rlhf_bench.trainers.recipes import Training
 
 COMPLETE = "complete.json"
 STEPS = "steps"
-GO_ON = "run it again to go on from the last one"
 
 
 def configured(cls: Any, recipe: Training, start: Checkpoint, work: Path, **options: Any) -> Any:
@@ -231,21 +228,3 @@ def _is_complete(path: Path) -> bool:
         return all((path / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False
-
-
-@contextmanager
-def faults(work: Path) -> Iterator[None]:
-    """What libraries raise, as a Fault with advice."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise Fault(
-            "the model does not fit: lower micro_batch or max_length, set lora or gradient_checkpointing"
-        ) from None
-    except SafetensorError as error:
-        raise Fault(f"weights could not be written or read in {work}: {error}; {GO_ON}") from error
-    except RuntimeError as error:
-        if "inline_container" not in str(error):  # torch's writer of optimiser states, which does not say why
-            raise
-        left_mb = shutil.disk_usage(work).free // 1_000_000
-        raise Fault(f"no checkpoint could be written in {work}, whose disk has {left_mb} MB left: {GO_ON}") from error
