@@ -36,9 +36,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig
 
+from rlhf_bench.harness.checkpoint import check_finite
 from rlhf_bench.harness.codec import digest
 from rlhf_bench.harness.engines.choice import DEFAULT, MISSING, Serving, vllm_version
 from rlhf_bench.harness.engines.draws import KEY, OWNER, started
@@ -134,10 +134,10 @@ class VLLMEngine:
     @cached_property
     def _sound(self) -> bool:
         """Whether all weights are numbers."""
-        for file in sorted(self._path.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as weights:
-                if not all(bool(weights.get_tensor(name).isfinite().all()) for name in weights.keys()):  # noqa: SIM118
-                    return False
+        try:
+            check_finite(self._path)
+        except Fault:
+            return False
         return True
 
     def generate(self, requests: Sequence[Request]) -> Answers:
