@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_bench.harness import models
@@ -10,6 +10,7 @@ from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.models import engine_here
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Choice,
@@ -70,6 +71,7 @@ def test_vllm_that_is_not_installed_is_refused_with_what_to_do(monkeypatch: pyte
         models.engine_here("vllm")
 
 
+@settings(deadline=None)
 @given(tensor=st.integers(1, 4), data=st.integers(1, 4), first=st.integers(0, 2))
 def test_every_copy_of_the_model_has_gpus_of_its_own(tensor: int, data: int, first: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

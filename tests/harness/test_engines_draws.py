@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_bench.harness.engines.decode import choose
@@ -14,6 +14,7 @@ from rlhf_bench.harness.types import Sampling
 ANSWER = st.tuples(st.floats(0.05, 3), st.floats(0.01, 1) | st.just(1.0), st.text(max_size=5))
 
 
+@settings(deadline=None)
 @given(
     st.lists(ANSWER, min_size=1, max_size=6), st.integers(0, 1000), st.sampled_from((2, 40, 3000)), st.integers(0, 3)
 )
@@ -31,6 +32,7 @@ def test_a_batch_is_chosen_as_each_answer_alone(
         assert int(found[row]) == choose(logits_RV[row], sampling, draw)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 20), min_size=1), st.text(max_size=5))
 def test_a_draw_hangs_on_its_number_alone(asked: list[int], name: str) -> None:
     stream, other = Stream(name), random.Random(name)

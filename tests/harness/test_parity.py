@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_bench.harness.codec import digest
@@ -105,6 +105,7 @@ def test_benchmarks_that_lie_apart_both_ways_do_not_make_up_for_each_other() -> 
     assert not found.equivalent
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.sampled_from([(0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0)]), min_size=2, max_size=60))
 def test_parity_is_the_same_from_both_sides(scores: list[tuple[float, float]]) -> None:
     ours, theirs = zip(*scores, strict=True)
@@ -145,6 +146,7 @@ def test_texts_say_how_many_are_equal_and_where_the_others_part() -> None:
     assert texts([]) is None
 
 
+@settings(deadline=None)
 @given(st.text(max_size=6), st.text(max_size=6))
 def test_texts_part_where_their_common_beginning_ends(one: str, other: str) -> None:
     at = parts_at(one, other)
