@@ -62,6 +62,8 @@ ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # `Draws` is written for the first one, which a CPU has too
     "VLLM_RAISE_ON_LOGIT_NANS": "1",
+    "VLLM_ENGINE_READY_TIMEOUT_S": "3600",  # a busy machine is slow, and not broken
+    "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "3600",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" keeps to one core
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
 }
