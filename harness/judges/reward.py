@@ -199,14 +199,22 @@ def quiet() -> Iterator[None]:
 
 def _load(path: str, dtype: torch.dtype) -> Any:
     """The sequence classifier at `path`. Raises UserError unless its files hold a head with one output."""
-    config = AutoConfig.from_pretrained(path, local_files_only=True)
-    no_head = UserError(f"{path} has no reward head: train a reward model first, `rlhf-bench train rm`")
-    if config.num_labels != 1 or not str((config.architectures or [""])[0]).endswith("ForSequenceClassification"):
-        raise no_head
+    require_head(path)
     with quiet():
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     if info["missing_keys"] or not hasattr(model, "score"):
-        raise no_head
+        raise _no_head(path)
     return model
+
+
+def require_head(path: str) -> None:
+    """Raise UserError for a model whose configuration is not that of a reward model; its weights are not read."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    if config.num_labels != 1 or not str((config.architectures or [""])[0]).endswith("ForSequenceClassification"):
+        raise _no_head(path)
+
+
+def _no_head(path: str) -> UserError:
+    return UserError(f"{path} has no reward head: train a reward model first, `rlhf-bench train rm`")

@@ -126,6 +126,7 @@ def reward_checkpoint(spec: str, store: Store, track: Track) -> Checkpoint:
 def scoring(spec: str, store: Store, track: Track) -> Scoring:
     """Who says which of a prompt's answers are better: a reward model, or what compares two (pm:, openai:, llm:)."""
     from rlhf_bench.harness.codec import digest
+    from rlhf_bench.harness.judges.reward import require_head
     from rlhf_bench.harness.models import resolve
     from rlhf_bench.trainers.chat import check_talks
     from rlhf_bench.trainers.online import Scoring, reward_scoring
@@ -135,6 +136,7 @@ def scoring(spec: str, store: Store, track: Track) -> Scoring:
     if not colon or kind not in TOURNAMENTS:
         model = reward_checkpoint(spec, store, track)
         check_talks(model)
+        require_head(model.path)
         return reward_scoring(model, spec)
     known = digest([kind, resolve(name, store, track).digest]) if kind in ("pm", "llm") else digest([spec])
     return Scoring(spec, known, compares=lambda: judge(spec, store, track))
