@@ -1,0 +1,1 @@
+"""The parts of benchmarks/online_vs_offline.py."""
