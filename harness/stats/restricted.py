@@ -53,7 +53,8 @@ def nearest(values: Floats, mean: float, lowest: float, highest: float) -> Null:
         weights = 1.0 / (values.size * (1.0 + steepest * residuals))
         if float(weights @ residuals) >= 0.0:
             points = np.append(values, lowest)
-            return Null(points, np.append(weights, 1.0 - weights.sum()), mean)
+            rest = max(0.0, 1.0 - float(weights.sum()))  # rounding may leave less than none
+            return Null(points, np.append(weights, rest), mean)
 
     def pull(slope: float) -> float:
         return float((residuals / (1.0 + slope * residuals)).sum())
