@@ -262,14 +262,11 @@ def test_superiority_by_sign_flips_errs_about_one_time_in_twenty() -> None:
     assert 0.02 <= wrong / repeats <= 0.085
 
 
-@given(
-    n=st.integers(2, 600), level=st.sampled_from([0.0, 0.1, -0.05, 1 / 3]), margin=st.sampled_from([0.0, -0.02, 0.05])
-)
+@given(st.integers(2, 600), st.sampled_from([0.0, 0.1, -0.05, 1 / 3]), st.sampled_from([0.0, -0.02, 0.05]))
+@example(20, 0.0, 0.0)
 @settings(max_examples=60, deadline=None)
-def test_differences_that_are_all_alike_have_evidence_whatever_their_number(
-    n: int, level: float, margin: float
-) -> None:
+def test_differences_that_are_all_alike_have_evidence_however_many(n: int, level: float, margin: float) -> None:
     found = continuous_evidence([level] * n, threshold=margin, alpha=0.05)
     assert found.low <= level <= found.high
-    assert found.p_above == 1.0 or level > margin
-    assert found.p_below == 1.0 or level < margin
+    assert found.p_above >= 0.999 or level > margin
+    assert found.p_below >= 0.999 or level < margin
