@@ -26,7 +26,7 @@ def test_the_subjects_are_those_of_lm_evals_group() -> None:
     found = lm_eval_index.members("mmlu", lm_eval_index.index())
     assert sorted(task.name for task in found) == [f"mmlu_{subject}" for subject in mmlu.SUBJECTS]
     folder = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
-    assert {str(task.path) for task in found} == {str(folder / f"{task.name}.yaml") for task in found}
+    assert {Path(task.path).resolve() for task in found} == {(folder / f"{task.name}.yaml").resolve() for task in found}
 
 
 def test_each_subject_has_the_official_number_of_questions(samples: Sequence[Sample], mirror: Path) -> None:

@@ -81,6 +81,7 @@ POLICY = Policy(
 CONFIG = LoopConfig(
     name="small",
     model="start",
+    backend="torch",
     iterations=2,
     prompts_per_iteration=4,
     answers=AnswersConfig(n=4, max_tokens=60),
