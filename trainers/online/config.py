@@ -30,6 +30,12 @@ FIXED = (
     "model",
     "iterations",
     "seed",
+    "prompts",
+    "prompts_per_iteration",
+    "preferences",
+    "contaminated",
+    "reward",
+    "answers.engine",
     "policy",
     "suite",
     "protocol",
@@ -40,7 +46,7 @@ FIXED = (
     "probes",
     "notify",
 )
-"""What a retry does not change: the line that it is on, and what it is measured by."""
+"""What a retry does not change: the line that it is on, what it learns from, and what it is measured by."""
 
 
 class AnswersConfig(Config):
@@ -96,7 +102,8 @@ class LoopConfig(Config):
     `partial` lets training begin although a judge failed on some of the answers. `launch` has a command in front of
     which a stage runs in a process of its own: "" for a plain one, "torchrun --nproc-per-node 8", "srun --gres=gpu:8".
     `probes` are a few prompts that every candidate answers, to read side by side: packaged, a file, or null for none.
-    `notify` is who is told. What these four say changes no result, so they may change while a loop runs.
+    `notify` is who is told. These four may change while a loop runs: none of them changes a result, but for `partial`
+    where a judge failed.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -142,6 +149,8 @@ class LoopConfig(Config):
         for option in ("length_penalty", "min_margin"):
             if ranks and getattr(self.pairs, option):
                 raise ValueError(f"pairs.{option} needs rewards, and '{self.reward}' only ranks: leave it out")
+        if self.method == "sft" and self.pairs.min_margin:
+            raise ValueError("pairs.min_margin needs pairs, and method sft takes the best answer alone: leave it out")
         if self.preferences is not None and self.pairs != PairsConfig():
             raise ValueError("pairs says how answers become pairs, and preferences are pairs already: leave one out")
         for number in range(len(self.retries)):
@@ -155,7 +164,9 @@ class LoopConfig(Config):
             raise ValueError(f"retries.{number}.{FRESH} is true or false")
         found = self.model_copy(update={"on_hold": "stop", "retries": ()})
         for key, value in changes.items():
-            if key.partition(".")[0] in FIXED:
+            held = [key.partition(".")[0], key]
+            inner = [f"{key}.{name}" for name in value] if isinstance(value, dict) else []
+            if any(name in FIXED for name in (*held, *inner)):
                 raise ValueError(f"retries.{number} cannot change {key}: it is fixed for the whole loop")
             try:
                 found = _changed(found, key.split("."), value)

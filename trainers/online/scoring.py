@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ AT_ONCE = 32
 
 
 class Rates(Protocol):
-    """A reward model: a number for each answer, None where it cannot read it."""
+    """A reward model: a number for each answer, None where it cannot read it; one that is not finite is none."""
 
     def rewards(self, items: Sequence[tuple[Conversation, str]]) -> list[float | None]: ...
 
@@ -76,7 +77,8 @@ def _rated(rows: Sequence[Row], identity: str, load: Callable[[], Rates], store:
                 chunk = missing[first : first + AT_ONCE]
                 assert model is not None
                 values = model.rewards([items[i] for i in chunk])
-                found = {keys[i]: value for i, value in zip(chunk, values, strict=True) if value is not None}
+                told = zip(chunk, values, strict=True)
+                found = {keys[i]: value for i, value in told if value is not None and math.isfinite(value)}
                 store.save_rewards(found)
                 known |= found
                 advance(len(chunk))
@@ -110,10 +112,11 @@ def _ranked(
             for first in range(0, len(missing), AT_ONCE):
                 chunk = missing[first : first + AT_ONCE]
                 assert judge is not None
-                found = _places([(turns(rows[i]), fields[i]) for i in chunk], judge, partial)
-                for i, places in zip(chunk, found, strict=True):
+                found, failed = _places([(turns(rows[i]), fields[i]) for i in chunk], judge, partial)
+                for place_in_chunk, (i, places) in enumerate(zip(chunk, found, strict=True)):
                     lot = {keys[i][answer]: float(place) for answer, place in places.items()}
-                    store.save_rewards(lot)
+                    if place_in_chunk not in failed:  # else the judge may say more the next time
+                        store.save_rewards(lot)
                     known |= lot
                 advance(len(chunk))
     told = [dict(zip(field, map(known.get, each), strict=True)) for field, each in zip(fields, keys, strict=True)]
@@ -125,8 +128,12 @@ def _ranked(
 
 def _places(
     asked: Sequence[tuple[Conversation, Sequence[str]]], judge: Judge, partial: bool
-) -> list[Mapping[int, int]]:
-    """Of each prompt how many answers stand below each; those that could not be compared are not in it."""
+) -> tuple[list[Mapping[int, int]], set[int]]:
+    """Of each prompt how many answers stand below each, and the prompts on which a language model as judge failed.
+
+    Answers that could not be compared have no place.
+    """
+    broken: set[int] = set()
 
     def compare(matches: Sequence[Match]) -> list[float | None]:
         battles = [Battle(str(i), asked[n][0], asked[n][1][a], asked[n][1][b]) for i, (n, a, b) in enumerate(matches)]
@@ -137,10 +144,12 @@ def _places(
                 f"the judge {judge.name} failed on {len(failed)} of {len(battles)} comparisons ({failed[0].why}): run "
                 "it again to ask for these alone, or set partial: true to train without them"
             )
+        if isinstance(judge, Asks):
+            broken.update(matches[int(score.sample_id)][0] for score in failed)
         return [found[battle.sample_id].value for battle in battles]
 
     rankings = knockout([[len(answer) for answer in answers] for _, answers in asked], compare, worst=True)
-    return [{answer: len(each.order) - 1 - i for i, answer in enumerate(each.order)} for each in rankings]
+    return [{answer: len(each.order) - 1 - i for i, answer in enumerate(each.order)} for each in rankings], broken
 
 
 def _answered(row: Row) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from rlhf_bench.harness.judges.llm import LLMJudge
 from rlhf_bench.harness.judges.replay import scripted_judge
 from rlhf_bench.harness.models import open_engine
 from rlhf_bench.harness.policy import Guard, Policy, Target
+from rlhf_bench.harness.progress import silent
 from rlhf_bench.harness.run import evaluate
 from rlhf_bench.harness.store import Store
-from rlhf_bench.harness.types import Checkpoint, Conversation, EvalProtocol, Message, Preference, Report
+from rlhf_bench.harness.types import Battle, Checkpoint, Conversation, EvalProtocol, Message, Preference, Report, Score
 from rlhf_bench.suites.judge_prompts import alpaca_eval_prompt
 from rlhf_bench.trainers.online import (
     Iteration,
@@ -33,6 +34,7 @@ from rlhf_bench.trainers.online import (
     run_stage,
     set_aside,
 )
+from rlhf_bench.trainers.online.scoring import scored
 
 SETTINGS: dict[str, Any] = {
     "name": "small",
@@ -321,7 +323,15 @@ def test_a_candidate_that_is_not_finite_is_a_fault_and_the_champion_stays(line: 
         ({"on_hold": "retry", "retries": [{"dpo.beta": -1}]}, "greater than 0"),
         ({"on_hold": "retry", "retries": [{"policy": "lax"}]}, "cannot change policy"),
         ({"on_hold": "retry", "retries": [{"fresh_prompts": 3}]}, "true or false"),
+        ({"on_hold": "retry", "retries": [{"reward": "other"}]}, "cannot change reward"),
+        ({"on_hold": "retry", "retries": [{"prompts": "other"}]}, "cannot change prompts"),
+        ({"on_hold": "retry", "retries": [{"prompts_per_iteration": 5}]}, "cannot change prompts_per_iteration"),
+        ({"on_hold": "retry", "retries": [{"preferences": "a.jsonl"}]}, "cannot change preferences"),
+        ({"on_hold": "retry", "retries": [{"contaminated": "keep"}]}, "cannot change contaminated"),
+        ({"on_hold": "retry", "retries": [{"answers.engine": "vllm"}]}, "cannot change answers.engine"),
+        ({"on_hold": "retry", "retries": [{"answers": {"engine": "vllm"}}]}, "cannot change answers"),
         ({"reward": "pm:model", "pairs": {"length_penalty": 0.001}}, "only ranks"),
+        ({"method": "sft", "pairs": {"min_margin": 0.1}}, "best answer alone"),
         ({"preferences": "a.jsonl", "pairs": {"min_margin": 0.1}}, "pairs already"),
         ({"answers": {"n": 6, "policies": ["current", "initial"]}}, "2 temperatures × 2 policies"),
         ({"launch": {"train": "torchrun 'open"}}, "No closing quotation"),
@@ -331,3 +341,54 @@ def test_a_candidate_that_is_not_finite_is_a_fault_and_the_champion_stays(line: 
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         LoopConfig.model_validate({"name": "small"} | settings)
+
+
+class Moody:
+    """A language model as judge, which prefers the shorter answer, and fails where "abc" is one of the two."""
+
+    name = identity = "moody"
+    manifest: Mapping[str, str] = {}
+
+    def __init__(self, fails: bool) -> None:
+        self.fails = fails
+
+    def ask(self, requests: Any, read: Any) -> Iterator[Any]:
+        return iter(())
+
+    def prefer(self, battles: Sequence[Battle]) -> Iterator[Score]:
+        for each in battles:
+            failed = self.fails and "abc" in (each.answer, each.baseline)
+            value = None if failed else float(len(each.answer) < len(each.baseline))
+            yield Score(each.sample_id, value, "an outage" if failed else "")
+
+
+def row(answers: Sequence[str]) -> dict[str, Any]:
+    prompt = [{"role": "user", "content": "Say."}]
+    return {"sample_id": "1", "prompt": prompt, "responses": [*answers], "finish_reasons": ["stop"] * len(answers)}
+
+
+def test_a_ranking_in_which_the_judge_failed_is_used_once_and_not_kept(tmp_path: Path) -> None:
+    def ranked(judge: Moody, partial: bool) -> list[float | None]:
+        scoring = Scoring("llm:moody", "moody", compares=lambda: judge)
+        asked = [row(["a", "ab", "abc"])]
+        (found,) = scored(asked, scoring, store, silent, cut_may_lose=False, partial=partial)
+        return list(found["rewards"])
+
+    with Store(f"sqlite:///{tmp_path}/store.db") as store:
+        assert ranked(Moody(fails=True), partial=True) == [1.0, 0.0, None]
+        for fails in (False, True):  # the whole ranking is kept: nothing is left to fail
+            assert ranked(Moody(fails), partial=False) == [2.0, 1.0, 0.0]
+
+
+class Overflown:
+    """A reward model whose numbers are not finite for the first answer."""
+
+    def rewards(self, items: Sequence[tuple[Conversation, str]]) -> list[float | None]:
+        return [float("nan"), *[0.5] * (len(items) - 1)]
+
+
+def test_a_reward_that_is_not_finite_is_no_reward(tmp_path: Path) -> None:
+    scoring = Scoring("overflown", "overflown", rates=Overflown)
+    with Store(f"sqlite:///{tmp_path}/store.db") as store:
+        (found,) = scored([row(["a", "b"])], scoring, store, silent, cut_may_lose=False, partial=False)
+    assert found["rewards"] == [None, 0.5]
