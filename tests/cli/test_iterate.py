@@ -57,17 +57,11 @@ def test_a_start_that_is_not_the_champion_is_refused(call: Call, config: Path, l
     assert "set 'model: champion'" in done.one_line
 
 
-def test_a_begun_loop_does_not_change_its_margins(call: Call, config: Path, line: Line) -> None:
-    # base has no weights that an engine could load, so the loop stops after its start is fixed
-    assert call("iterate", str(config), "--set", "reward=base").code != 0
-    lax = config.with_name("lax.yaml")
-    lax.write_text(
-        "name: demo\ntargets: [{benchmark: demo-chat, metric: win_rate}]\n"
-        "guards: [{benchmark: demo-code, metric: pass@1, margin: 0.5}]\n"
-    )
-    done = call("iterate", str(config), "--set", "reward=base", "--set", "policy=lax.yaml")
+def test_a_start_that_cannot_chat_fixes_nothing(call: Call, config: Path, line: Line, home: Path) -> None:
+    done = call("iterate", str(config))
     assert done.code == 2
-    assert "begun with another policy" in done.one_line
+    assert "has no chat template" in done.one_line
+    assert not list(home.rglob("start.json"))
 
 
 def test_a_prompt_without_a_user_turn_is_named(call: Call, config: Path, line: Line, home: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from rlhf_bench.harness.checkpoint import verify
 from rlhf_bench.harness.claims import NO_FIGURES, Figures, RunData
+from rlhf_bench.harness.codec import digest, plain
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.files import write
 from rlhf_bench.harness.models import engine_here, resolve
@@ -18,12 +19,17 @@ from rlhf_bench.harness.policy import Policy
 from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Checkpoint, Preference, Report, Sample
+from rlhf_bench.trainers.backends import get_backend
+from rlhf_bench.trainers.chat import check_talks
 from rlhf_bench.trainers.online.config import LoopConfig, Stage, settings_of
 from rlhf_bench.trainers.online.scoring import Scoring
 from rlhf_bench.trainers.preferences import conversation
+from rlhf_bench.trainers.starts import check_speaks
 
 T = TypeVar("T")
 START = "start.json"
+KNOWN = ("current", "initial", "previous")
+"""Names of `answers.policies` that mean a role in the loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +69,14 @@ class Line:
 def begin(line: Line) -> Checkpoint:
     """The policy this loop starts from, fixed with its settings at the first start.
 
-    A resumed loop replays the same line; margins cannot be changed after a verdict was seen. Only the number of
-    iterations may grow. Raises UserError where something else differs, where the start is not the champion, or where
-    the prompts do not suffice.
+    A resumed loop replays the same line, on the same data; margins cannot be changed after a verdict was seen. Only the
+    number of iterations may grow. Nothing is fixed before every name in the settings was found. Raises UserError where
+    something else differs, where the start is not the champion or no chat model, or where the prompts do not suffice.
     """
     config, store, marker = line.config, line.store, line.work / START
-    fixed = {**settings_of(config), "policy digest": line.policy.digest}
     if marker.exists():
+        check_unchanged(line)
         known = begun(line)
-        before = known["settings"]
-        changed = sorted(key for key in fixed.keys() | before.keys() if fixed.get(key) != before.get(key))
-        if changed:
-            raise UserError(
-                f"loop '{config.name}' was begun with another {', '.join(changed)}: give the changed loop another name"
-            )
         start = store.checkpoint(known["digest"])
         if start is None:
             raise UserError(f"loop '{config.name}' began from {known['digest'][:12]}, which this store does not have")
@@ -92,15 +92,49 @@ def begin(line: Line) -> Checkpoint:
             f"the champion is {champion.checkpoint[:12]}, the config's model is {start.digest[:12]}: "
             f"set 'model: champion', or another RLHF_BENCH_HOME for a separate line"
         )
+    check_talks(start)
+    check_speaks(start)
+    _check_names(line)
     left_out = sorted(line.contaminated(line.prompts)) if config.contaminated == "drop" else []
     clean = [sample for sample in line.prompts if sample.id not in set(left_out)]
     if config.preferences is None:
         batch(clean, config, 1, 0)
     if champion is None:
         store.set_champion(start.digest, expect_generation=0, verdict_id=None, reason=f"start of loop {config.name}")
-    facts = {"digest": start.digest, "settings": fixed, "contaminated": left_out, "engine": engine}
+    facts = {"digest": start.digest, "settings": _fixed(line), "contaminated": left_out, "engine": engine}
     write(marker, json.dumps(facts))
     return start
+
+
+def check_unchanged(line: Line) -> None:
+    """Raise UserError where the settings, the policy, the data or the reward are not those that the loop began with."""
+    now, before = _fixed(line), begun(line)["settings"]
+    changed = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+    if changed:
+        raise UserError(
+            f"loop '{line.config.name}' was begun with another {', '.join(changed)}: give the changed loop another name"
+        )
+
+
+def _fixed(line: Line) -> dict[str, Any]:
+    """What fixes the results of a loop: its settings, and what the names in them stand for."""
+    found = {**settings_of(line.config), "policy digest": line.policy.digest}
+    if line.config.preferences is not None:
+        return found | {"data of preferences": digest([plain(pair) for pair in line.preferences])}
+    asked = digest([[sample.id, plain(conversation(sample))] for sample in line.prompts])
+    return found | {"data of prompts": asked, "model of reward": line.scoring().identity}
+
+
+def _check_names(line: Line) -> None:
+    """Raise UserError for a name in the settings, or in a retry's, that means nothing here."""
+    config = line.config
+    for each in (config, *(config.retry(number) for number in range(len(config.retries)))):
+        get_backend(each.backend)
+        if config.preferences is None:
+            for name in set(each.answers.policies) - set(KNOWN):
+                resolve(name, line.store, line.track)
+    if config.preferences is None:
+        line.scoring()
 
 
 def _check_prompts(prompts: Sequence[Sample]) -> None:

@@ -29,10 +29,11 @@ from rlhf_bench.harness.files import only_one, write
 from rlhf_bench.harness.models import resolve
 from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.promote import promote
+from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Checkpoint, Report, Verdict
 from rlhf_bench.trainers.backends import get_backend, rank
 from rlhf_bench.trainers.online.config import STAGES, Stage
-from rlhf_bench.trainers.online.line import Line, batch, begin, begun, clean, registered
+from rlhf_bench.trainers.online.line import Line, batch, begin, begun, check_unchanged, clean, registered
 from rlhf_bench.trainers.online.scoring import Row, freed
 from rlhf_bench.trainers.online.stages import (
     FILES,
@@ -147,6 +148,7 @@ def run_stage(line: Line, name: Stage, number: int, attempt: int) -> None:
     path = line.work / f"iteration-{number}" / f"begun-{attempt}.json"
     if not path.exists():
         raise UserError(f"loop '{line.config.name}' has not begun iteration {number}: run `rlhf-bench iterate`")
+    check_unchanged(line)
     said = json.loads(path.read_text(encoding="utf-8"))
     roles = _Roles(*(registered(line.store, said[each.name]) for each in fields(_Roles)))
     line = replace(line, launch=None, track=_within(line.track, f"iteration {number} of {line.config.iterations}"))
@@ -159,16 +161,24 @@ def set_aside(line: Line, name: Stage) -> list[Path]:
     """Rename what the latest iteration made in this stage and after it, so that it is made again; gives the new names.
 
     Answers, rewards and grades that are in the store are taken from there again. Raises UserError where there is no
-    iteration, or where its candidate has become the champion.
+    iteration, where the settings changed, or where its candidate has become the champion, by a verdict or by force.
     """
     with only_one(line.work, "running this loop"):
         begun = sorted(line.work.glob("iteration-*"), key=lambda folder: int(folder.name.partition("-")[2]))
         if not begun:
             raise UserError(f"loop '{line.config.name}' has made nothing yet: leave --from out")
+        check_unchanged(line)
         folder = begun[-1]
         verdicts = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("verdict-*.json")]
         if any(verdict["outcome"] == "promote" for verdict in verdicts):
             raise UserError(f"{folder.name} ended in a promotion: nothing of it is made again (rollback undoes it)")
+        for each in line.store.history():
+            found = line.store.checkpoint(each.checkpoint)
+            if found is not None and folder.resolve() in Path(found.path).resolve().parents:
+                raise UserError(
+                    f"{found.digest[:12]} of {folder.name} became champion (generation {each.generation}): nothing of "
+                    "it is made again, since rollback may need its files"
+                )
         later = STAGES[STAGES.index(name) :]
         made = [path for each in later for path in folder.glob(f"{FILES[each]}-*") if ".before-" not in path.name]
         made += folder.glob("verdict-*.json")
@@ -183,6 +193,8 @@ def _iteration(line: Line, number: int, attempt: int, roles: _Roles, until: Stag
     verdict_file = task.folder / f"verdict-{attempt}.json"
     if verdict_file.exists():
         until = None
+    else:
+        _require_champion(line.store, roles, task.folder)
     who = {each.name: getattr(roles, each.name).digest for each in fields(roles)}
     write(task.folder / f"begun-{attempt}.json", json.dumps(who, indent=1))
     made = _stages(line, task, roles, until or "measure")
@@ -208,6 +220,22 @@ def _iteration(line: Line, number: int, attempt: int, roles: _Roles, until: Stag
         decided.id,
         str(task.folder),
     )
+
+
+def _require_champion(store: Store, roles: _Roles, folder: Path) -> None:
+    """Raise UserError where somebody else moved the champion: what this iteration makes could not be promoted.
+
+    The iteration's own candidate may be the champion already, if it was killed just after the move.
+    """
+    champion = store.champion()
+    if champion is None or champion.checkpoint == roles.champion.digest:
+        return
+    now = registered(store, champion.checkpoint)
+    if folder.resolve() not in Path(now.path).resolve().parents:
+        raise UserError(
+            f"the champion is now {now.digest[:12]}, and this loop's is {roles.champion.digest[:12]}: begin another "
+            "loop from it (another name, model: champion), or bring this one back (rlhf-bench rollback)"
+        )
 
 
 def _stages(line: Line, task: Task, roles: _Roles, upto: Stage) -> _Made:
@@ -238,7 +266,11 @@ def _stages(line: Line, task: Task, roles: _Roles, upto: Stage) -> _Made:
 
 
 def _measured(line: Line, task: Task, start: Checkpoint, checkpoints: Sequence[Checkpoint]) -> tuple[Report, ...]:
-    """The reports of these; champion first, since its run is there more often."""
+    """The reports of these; champion first, since its run is there more often.
+
+    What was measured before, perhaps by another process on another machine, is read from the store: the same runs are
+    the same decision.
+    """
     found: dict[str, Report] = {}
 
     def measured(checkpoint: Checkpoint) -> Report:
@@ -251,8 +283,25 @@ def _measured(line: Line, task: Task, start: Checkpoint, checkpoints: Sequence[C
         order = [checkpoints[1], *checkpoints]
         return [{"checkpoint": each.digest, "run": measured(each).run_id} for each in order]
 
-    stage(task, "measure", digest([each.digest for each in checkpoints]), make)
-    return tuple(map(measured, checkpoints))
+    rows = stage(task, "measure", digest([each.digest for each in checkpoints]), make)
+    runs = {row["checkpoint"]: row["run"] for row in rows}
+
+    def known(checkpoint: Checkpoint) -> Report:
+        kept = None if checkpoint.digest in found else _kept(line.store, checkpoint, runs.get(checkpoint.digest))
+        return measured(checkpoint) if kept is None else line.signals(kept, checkpoint, start)
+
+    return tuple(map(known, checkpoints))
+
+
+def _kept(store: Store, checkpoint: Checkpoint, run_id: str | None) -> Report | None:
+    """The finished report of this run, if it is of this checkpoint and nothing in it is left to grade."""
+    try:
+        run = store.run(run_id) if run_id else None
+    except UserError:  # removed since
+        run = None
+    if run is None or run.report is None or run.status != "complete" or run.checkpoint != checkpoint.digest:
+        return None
+    return None if any(each.ungraded for each in run.report.estimates) else run.report
 
 
 def _task(line: Line, number: int, attempt: int, roles: _Roles) -> Task:

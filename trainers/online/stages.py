@@ -184,8 +184,8 @@ def train_stage(task: Task, learned: Learned, track: Track) -> Checkpoint:
     recipe = config.dpo if config.method == "dpo" else config.sft
     against = task.reference.digest if config.method == "dpo" else config.method
     out = task.folder / f"candidate-{digest([task.policy.digest, against, plain(recipe), made, config.backend])[:12]}"
-    if not out.exists():
-        task.elsewhere("train")
+    if not out.exists() and task.elsewhere("train") and not out.exists():
+        raise Fault(f"the process of stage 'train' left no {out}: it needs the same settings and storage")
     if config.method == "dpo":
         candidate = backend.train_dpo(config.dpo, learned.pairs, task.policy, task.reference, out, track)
     else:

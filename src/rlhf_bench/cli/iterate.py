@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -154,6 +155,7 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
     from rlhf_bench.harness.store import home
     from rlhf_bench.trainers.data import read_preferences
     from rlhf_bench.trainers.online import Line, facts, monitors, notify
+    from rlhf_bench.trainers.online.line import begun
     from rlhf_bench.trainers.online.probes import PACKAGED, read_probes
 
     engine_here(plan.answers.engine)
@@ -173,7 +175,8 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
         wiring.judge(plan.judge, store, track)
 
     def measure(checkpoint: Checkpoint) -> Report:
-        return wiring.measure(wiring.name_of(checkpoint, store), asked, store, track)
+        settled = replace(asked, engine=begun(line)["engine"])  # what auto meant when the loop began
+        return wiring.measure(wiring.name_of(checkpoint, store), settled, store, track)
 
     @functools.cache
     def scoring() -> Scoring:
@@ -191,7 +194,7 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
         _run([*shlex.split(plan.launch[stage]), _program(), "iterate", *called, *where], stage)  # type: ignore[index]
 
     given = plan.preferences is not None
-    return Line(
+    line = Line(
         config=plan,
         store=store,
         policy=policy,
@@ -206,6 +209,7 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
         figures=suites.figures(each.name for each in chosen.benchmarks),
         track=facts.pacing(track, home() / "loops" / plan.name),
     )
+    return line
 
 
 def _contaminated(prompts: Sequence[Sample], track: Track) -> set[str]:

@@ -14,12 +14,13 @@ from tests.trainers.online.loop_driver import POLICY, SUITE, samples
 
 from rlhf_bench.harness.checkpoint import checkpoint_digest
 from rlhf_bench.harness.engines.scripted import scripted_engine
-from rlhf_bench.harness.errors import Fault, UserError
+from rlhf_bench.harness.errors import Fault, UnknownName, UserError
 from rlhf_bench.harness.judges.llm import LLMJudge
 from rlhf_bench.harness.judges.replay import scripted_judge
 from rlhf_bench.harness.models import open_engine
 from rlhf_bench.harness.policy import Guard, Policy, Target
 from rlhf_bench.harness.progress import silent
+from rlhf_bench.harness.promote import promote_by_force
 from rlhf_bench.harness.run import evaluate
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Battle, Checkpoint, Conversation, EvalProtocol, Message, Preference, Report, Score
@@ -341,6 +342,82 @@ def test_a_candidate_that_is_not_finite_is_a_fault_and_the_champion_stays(line: 
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         LoopConfig.model_validate({"name": "small"} | settings)
+
+
+def test_a_name_that_means_nothing_is_found_before_anything_is_fixed(line: Callable[..., Line]) -> None:
+    def unknown() -> Scoring:
+        raise UnknownName("model", "rewrad", ["reward"])
+
+    mistaken = line({"reward": "rewrad"}, scoring=unknown)
+    for each in (
+        mistaken,
+        line({"answers": SETTINGS["answers"] | {"policies": ["current", "nobody"]}}),
+        line({"on_hold": "retry", "retries": [{"backend": "trll"}]}),
+    ):
+        with pytest.raises(UnknownName):
+            list(iterate(each))
+        assert each.store.champion() is None and not (each.work / "start.json").exists()
+    assert list(iterate(line(), until="answers")) == []  # the name of the loop is free, with other settings
+
+
+@pytest.mark.parametrize("stage", [None, "answers"])
+def test_a_loop_goes_on_only_with_the_data_the_reward_and_the_margins_that_it_began_with(
+    line: Callable[..., Line], stage: Any
+) -> None:
+    begun = line()
+    assert list(iterate(begun, until="answers")) == []
+    made = files(begun, "*")
+    for changed, said in (
+        (line(prompts=samples(13, 8)[1:]), "another data of prompts"),
+        (line(scoring=lambda: Scoring("reward", "other", rates=Constant)), "another model of reward"),
+        (line({"dpo": SETTINGS["dpo"] | {"beta": 0.3}}), "another dpo"),
+        (line(policy=POLICY), "another policy"),
+    ):
+        with pytest.raises(UserError, match=said):
+            list(iterate(changed)) if stage is None else run_stage(changed, stage, 1, 0)
+        with pytest.raises(UserError, match=said):
+            set_aside(changed, "answers")
+    assert files(begun, "*") == made
+
+
+def test_what_was_measured_is_read_and_decided_once_though_this_machine_would_measure_otherwise(
+    line: Callable[..., Line],
+) -> None:
+    begun = line()
+    done = list(iterate(begun))
+
+    def elsewhere(checkpoint: Checkpoint) -> Report:
+        raise AssertionError(f"{checkpoint.digest} is measured again")
+
+    assert told(list(iterate(replace(begun, measure=elsewhere)))) == told(done)
+    assert len(begun.store.verdicts()) == 1
+
+
+def test_nothing_is_set_aside_of_a_candidate_that_was_made_champion_by_force(line: Callable[..., Line]) -> None:
+    forced = line()
+    (done,) = iterate(forced)
+    promote_by_force(forced.store, done.candidate.digest, "we like it")
+    with pytest.raises(UserError, match="became champion"):
+        set_aside(forced, "train")
+    assert Path(done.candidate.path).is_dir()
+
+
+def test_a_champion_that_somebody_moved_is_told_before_an_iteration_begins(
+    line: Callable[..., Line], tiny_checkpoint: Path
+) -> None:
+    moved = line()
+    assert list(iterate(moved, until="answers")) == []
+    other = Checkpoint(str(tiny_checkpoint), checkpoint_digest(tiny_checkpoint))
+    moved.store.register(other, alias="other")
+    promote_by_force(moved.store, other.digest, "we like it")
+    with pytest.raises(UserError, match="begin another loop"):
+        list(iterate(moved))
+    assert not files(moved, "rewards-*")
+
+
+def test_a_training_that_its_process_did_not_make_is_a_fault(line: Callable[..., Line]) -> None:
+    with pytest.raises(Fault, match="process of stage 'train' left no"):
+        list(iterate(line({"launch": {"train": ""}}, launch=lambda *asked: None)))
 
 
 class Moody:
