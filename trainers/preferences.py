@@ -210,8 +210,9 @@ def select_best(
 
 def _no_part(finish: Sequence[str], rewards: Sequence[float | None]) -> Counter[str]:
     """The answers that take no part, by reason."""
+    why = {"length": "answers cut at the token limit", "error": "answers to prompts that are too long"}
     return Counter(
-        "answers cut at the token limit" if reason == "length" else "answers without a reward"
+        why.get(reason, "answers without a reward")
         for reason, reward in zip(finish, rewards, strict=True)
-        if reason == "length" or reward is None or not math.isfinite(reward)
+        if reason in why or reward is None or not math.isfinite(reward)
     )

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
+from rlhf_bench.harness.engines import TOO_LONG
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.types import Completion, FinishReason, Prompt, Request
 
@@ -94,7 +95,7 @@ class Coder:
         return Job(request, tokens, len(tokens) - 1, [], self._end_ids | stops)
 
     def _too_long(self, request: Request, length: int) -> Completion:
-        return _failed(request, f"the prompt has {length} tokens and the model's context {self.context}")
+        return _failed(request, TOO_LONG.format(tokens=length, context=self.context))
 
     def _text(self, prompt: Prompt) -> str:
         if isinstance(prompt, str):

@@ -18,7 +18,7 @@ from rlhf_bench.harness.models import engine_here, resolve
 from rlhf_bench.harness.policy import Policy
 from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.store import Store
-from rlhf_bench.harness.types import Checkpoint, Preference, Report, Sample
+from rlhf_bench.harness.types import Checkpoint, Preference, Report, Request, Sample
 from rlhf_bench.trainers.backends import get_backend
 from rlhf_bench.trainers.chat import check_talks
 from rlhf_bench.trainers.online.config import LoopConfig, Stage, settings_of
@@ -37,7 +37,7 @@ class Line:
     """What a loop works with. `prompts` are the pool; `scoring` says which answers are better, `measure` evaluates a
     checkpoint on the policy's suites; `figures` are those metrics of them that are no means. `preferences` are the
     pairs where the config gives a file of them. `contaminated` finds the prompts, by id, that hold a benchmark's
-    question.
+    question; a given pair's id is its number, from 0.
     `signals` adds to a report, given its checkpoint and π0, what the policy's sentinels ask for beyond an evaluation.
     `launch` runs a stage of an iteration (number, attempt) in a process of its own, and raises Fault where it fails.
     """
@@ -95,10 +95,9 @@ def begin(line: Line) -> Checkpoint:
     check_talks(start)
     check_speaks(start)
     _check_names(line)
-    left_out = sorted(line.contaminated(line.prompts)) if config.contaminated == "drop" else []
-    clean = [sample for sample in line.prompts if sample.id not in set(left_out)]
-    if config.preferences is None:
-        batch(clean, config, 1, 0)
+    asked = list(line.prompts) if config.preferences is None else _prompts_of(line.preferences)
+    left_out = sorted(line.contaminated(asked)) if config.contaminated == "drop" else []
+    batch([sample for sample in asked if sample.id not in set(left_out)], config, 1, 0)
     if champion is None:
         store.set_champion(start.digest, expect_generation=0, verdict_id=None, reason=f"start of loop {config.name}")
     facts = {"digest": start.digest, "settings": _fixed(line), "contaminated": left_out, "engine": engine}
@@ -137,6 +136,11 @@ def _check_names(line: Line) -> None:
         line.scoring()
 
 
+def _prompts_of(preferences: Sequence[Preference]) -> list[Sample]:
+    """The prompts of pairs, each by the number of its pair."""
+    return [Sample(str(i), (Request(str(i), pair.prompt),), "") for i, pair in enumerate(preferences)]
+
+
 def _check_prompts(prompts: Sequence[Sample]) -> None:
     for sample in prompts:
         if not any(turn.role == "user" for turn in conversation(sample)):
@@ -153,6 +157,12 @@ def clean(line: Line) -> list[Sample]:
     """The pool without the prompts that were found to be contaminated when the loop began."""
     left_out = set(begun(line)["contaminated"])
     return [sample for sample in line.prompts if sample.id not in left_out]
+
+
+def clean_pairs(line: Line) -> list[Preference]:
+    """The given pairs without those whose prompts were found to be contaminated when the loop began."""
+    left_out = set(begun(line)["contaminated"])
+    return [pair for number, pair in enumerate(line.preferences) if str(number) not in left_out]
 
 
 def batch(pool: Sequence[T], config: LoopConfig, number: int, attempt: int) -> Sequence[T]:

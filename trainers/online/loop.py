@@ -33,7 +33,7 @@ from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Checkpoint, Report, Verdict
 from rlhf_bench.trainers.backends import get_backend, rank
 from rlhf_bench.trainers.online.config import STAGES, Stage
-from rlhf_bench.trainers.online.line import Line, batch, begin, begun, check_unchanged, clean, registered
+from rlhf_bench.trainers.online.line import Line, batch, begin, begun, check_unchanged, clean, clean_pairs, registered
 from rlhf_bench.trainers.online.scoring import Row, freed
 from rlhf_bench.trainers.online.stages import (
     FILES,
@@ -164,7 +164,8 @@ def set_aside(line: Line, name: Stage) -> list[Path]:
     iteration, where the settings changed, or where its candidate has become the champion, by a verdict or by force.
     """
     with only_one(line.work, "running this loop"):
-        begun = sorted(line.work.glob("iteration-*"), key=lambda folder: int(folder.name.partition("-")[2]))
+        numbered = [folder for folder in line.work.glob("iteration-*") if folder.name.partition("-")[2].isdecimal()]
+        begun = sorted(numbered, key=lambda folder: int(folder.name.partition("-")[2]))
         if not begun:
             raise UserError(f"loop '{line.config.name}' has made nothing yet: leave --from out")
         check_unchanged(line)
@@ -323,7 +324,7 @@ def _task(line: Line, number: int, attempt: int, roles: _Roles) -> Task:
         reference=roles.start if config.reference == "initial" else roles.policy,
         explore=[known.get(name) or resolve(name, line.store, line.track) for name in config.answers.policies],
         prompts=() if given else batch(clean(line), line.config, number, attempt),
-        given=batch(line.preferences, line.config, number, attempt) if given else (),
+        given=batch(clean_pairs(line), line.config, number, attempt) if given else (),
         engine=begun(line)["engine"],
         folder=line.work / f"iteration-{number}",
         elsewhere=elsewhere,

@@ -69,7 +69,8 @@ def _rated(rows: Sequence[Row], identity: str, load: Callable[[], Rates], store:
     items = [(turns(row), answer) for row in rows for answer in row["responses"]]
     keys = [digest([identity, plain(prompt), answer]) for prompt, answer in items]
     known: dict[str, float] = store.rewards(keys)
-    missing = sorted({key: i for i, key in enumerate(keys) if key not in known}.values())
+    failed = [why == "error" for row in rows for why in row["finish_reasons"]]
+    missing = sorted({key: i for i, key in enumerate(keys) if key not in known and not failed[i]}.values())
     with track("rewards", len(items)) as advance:
         advance(len(items) - len(missing))
         with freed(load() if missing else None) as model:
@@ -82,7 +83,7 @@ def _rated(rows: Sequence[Row], identity: str, load: Callable[[], Rates], store:
                 store.save_rewards(found)
                 known |= found
                 advance(len(chunk))
-    values_left = iter(known.get(key) for key in keys)
+    values_left = iter(None if lost else known.get(key) for key, lost in zip(keys, failed, strict=True))
     return [row | {"rewards": [next(values_left) for _ in row["responses"]]} for row in rows]
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_bench.harness.codec import digest, plain
+from rlhf_bench.harness.engines import outgrown
 from rlhf_bench.harness.engines.stored import stored_or_asked
 from rlhf_bench.harness.errors import Fault, UserError
 from rlhf_bench.harness.files import write
@@ -75,7 +76,10 @@ class Learned:
 
 
 def answers_stage(task: Task, store: Store, track: Track) -> list[Row]:
-    """n answers to each prompt, an equal share by each of `explore`."""
+    """n answers to each prompt, an equal share by each of `explore`.
+
+    Those to a prompt that a policy's context does not hold are "error" and take no part; any other failure is a Fault.
+    """
     answers = task.config.answers
     asked = [request for sample in task.prompts for request in answer_requests(sample, task.config, task.number)]
     share = answers.n // len(task.explore)
@@ -90,7 +94,7 @@ def answers_stage(task: Task, store: Store, track: Track) -> list[Row]:
                 theirs = [request for request in asked if request.index // share == place]
                 with freed(open_engine(policy.path, store, track=track, **options)) as engine:
                     for request, completion in stored_or_asked(theirs, engine, store):
-                        if completion.finish_reason == "error":
+                        if completion.finish_reason == "error" and not outgrown(completion):
                             raise Fault(f"the policy could not answer '{request.sample_id}': {completion.why}")
                         known[request.sample_id, request.index] = completion
                         advance(1)

@@ -137,7 +137,7 @@ def _go(line: Line, until: Stage | None, probes: bool, json: bool) -> None:
     if json:
         show.as_json({"iterations": [_plain(each) for each in done], "monitors": shown.monitors_as_json(monitored)})
     elif until is not None and len(done) < config.iterations:
-        show.say(f"ended after stage '{until}' of iteration {len(done) + 1}; what it made: {line.work}")
+        show.say(f"ended after stage '{until}'; what it made: {line.work}")
     else:
         if config.preferences is None:
             shown.print_monitors(monitored)
@@ -166,6 +166,7 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
     policy = wiring.policy(plan.policy, beside=path)
     _require_asked(policy, chosen)
     monitors.check_sentinels(policy, chosen)
+    _warn_of_ledger(plan, policy)
     notify.check(plan.notify)
     if plan.probes not in (None, PACKAGED):
         plan = plan.model_copy(update={"probes": str(wiring.sought(plan.probes, path))})
@@ -210,6 +211,17 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
         track=facts.pacing(track, home() / "loops" / plan.name),
     )
     return line
+
+
+def _warn_of_ledger(plan: LoopConfig, policy: Policy) -> None:
+    """Say where the policy plans for fewer decisions than the loop may come to."""
+    most = plan.iterations * (1 + len(plan.retries))
+    planned = None if policy.ledger is None else policy.ledger.planned
+    if planned is not None and planned < most:
+        show.complain(
+            f"policy '{policy.name}' plans {planned} decisions on these samples, the loop may come to {most}: the "
+            "later ones find no alpha left (ledger: {planned: N} or open)"
+        )
 
 
 def _contaminated(prompts: Sequence[Sample], track: Track) -> set[str]:

@@ -23,7 +23,18 @@ from rlhf_bench.harness.progress import silent
 from rlhf_bench.harness.promote import promote_by_force
 from rlhf_bench.harness.run import evaluate
 from rlhf_bench.harness.store import Store
-from rlhf_bench.harness.types import Battle, Checkpoint, Conversation, EvalProtocol, Message, Preference, Report, Score
+from rlhf_bench.harness.types import (
+    Battle,
+    Checkpoint,
+    Conversation,
+    EvalProtocol,
+    Message,
+    Preference,
+    Report,
+    Request,
+    Sample,
+    Score,
+)
 from rlhf_bench.suites.judge_prompts import alpaca_eval_prompt
 from rlhf_bench.trainers.online import (
     Iteration,
@@ -289,6 +300,27 @@ def test_too_few_clean_prompts_are_an_error_before_anything_is_made(line: Callab
 def test_contaminated_prompts_are_kept_where_the_config_says_so(line: Callable[..., Line]) -> None:
     kept = line({"contaminated": "keep"}, contaminated=lambda prompts: {sample.id for sample in prompts})
     assert list(iterate(kept, until="answers")) == []
+
+
+def test_contaminated_pairs_are_left_out_too(line: Callable[..., Line]) -> None:
+    pairs = [Preference((Message("user", f"Say {i}."),), f"the sea {i}", f"gas {i}") for i in range(6)]
+    clean = line(
+        {"preferences": "pairs.jsonl"}, preferences=pairs, prompts=(), contaminated=lambda prompts: {"0", "2", "4"}
+    )
+    done = list(iterate(clean))
+    assert {pair.chosen for pair in done[0].learned.pairs} == {"the sea 1", "the sea 3", "the sea 5"}
+
+
+def test_a_prompt_that_is_too_long_for_the_policy_is_counted_and_the_others_go_on(line: Callable[..., Line]) -> None:
+    long = line(prompts=(*samples(2, 8), *_very_long(samples(1, 8))))
+    done = list(iterate(long))
+    assert done[0].dropped["answers to prompts that are too long"] == 4
+    assert sorted({why for row in done[0].rows for why in row["finish_reasons"]} - {"length"}) == ["error", "stop"]
+
+
+def _very_long(given: Sequence[Sample]) -> list[Sample]:
+    request = Request("long", (Message("user", "the sea " * 600),))
+    return [replace(each, id="long", requests=(request,)) for each in given]
 
 
 class Constant:
