@@ -12,10 +12,10 @@ from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Completion, Verdict
 
 
-def write_and_acknowledge(says: Says, url: str, name: str) -> None:
-    """Save 60 batches of 8 answers; the keys are said after the call that saved them has returned."""
+def write_and_acknowledge(says: Says, url: str, name: str, batches: int) -> None:
+    """Save batches of 8 answers; the keys are said after the call that saved them has returned."""
     with Store(url) as store:
-        for batch in range(60):
+        for batch in range(batches):
             answers = [Completion(name, index, f"{name} {batch} " * 50, "stop", index) for index in range(8)]
             items = {digest(answer): answer for answer in answers}
             store.save_completions(items)

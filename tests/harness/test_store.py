@@ -508,7 +508,8 @@ def test_the_ledger_finds_exactly_the_decisions_that_share_samples(
 
 def test_killed_writers_lose_nothing_that_was_acknowledged(url: str) -> None:
     Store(url).close()
-    writers = [Worker(write_and_acknowledge, url, f"writer-{number}") for number in range(4)]
+    batches = (100_000, 100_000, 60, 60)  # the first two are killed long before they are done
+    writers = [Worker(write_and_acknowledge, url, f"writer-{i}", count) for i, count in enumerate(batches)]
     acknowledged: list[str] = []
     for writer in writers[:2]:
         for _ in range(5):
