@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 
 from rlhf_bench.harness.types import Completion, Request
 
-TOO_LONG = "the prompt has {tokens} tokens and the model's context {context}"
-"""Why an answer failed that no second asking would give."""
+TOO_LONG = "the prompt does not fit the model's context"
+"""How the reason begins why an answer failed that no second asking would give."""
 
 
 def outgrown(completion: Completion) -> bool:
     """Whether an answer failed because its prompt does not fit the model's context: that is no fault of the engine."""
-    head, tail = TOO_LONG.split("{tokens}")[0], " tokens and the model's context "
-    return completion.finish_reason == "error" and completion.why.startswith(head) and tail in completion.why
+    return completion.finish_reason == "error" and completion.why.startswith(TOO_LONG)
 
 
 class Engine(typing.Protocol):

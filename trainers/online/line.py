@@ -95,7 +95,7 @@ def begin(line: Line) -> Checkpoint:
     check_talks(start)
     check_speaks(start)
     _check_names(line)
-    asked = list(line.prompts) if config.preferences is None else _prompts_of(line.preferences)
+    asked = list(line.prompts) if config.preferences is None else prompts_of(line.preferences)
     left_out = sorted(line.contaminated(asked)) if config.contaminated == "drop" else []
     batch([sample for sample in asked if sample.id not in set(left_out)], config, 1, 0)
     if champion is None:
@@ -136,7 +136,7 @@ def _check_names(line: Line) -> None:
         line.scoring()
 
 
-def _prompts_of(preferences: Sequence[Preference]) -> list[Sample]:
+def prompts_of(preferences: Sequence[Preference]) -> list[Sample]:
     """The prompts of pairs, each by the number of its pair."""
     return [Sample(str(i), (Request(str(i), pair.prompt),), "") for i, pair in enumerate(preferences)]
 

@@ -130,7 +130,7 @@ def iterate(line: Line, *, until: Stage | None = None) -> Iterator[Iteration]:
                 found = _iteration(line, number, attempt, roles, until)
                 if found is None:
                     return
-                done.append(found)
+                done.append(replace(found, rows=()))  # a days-long loop keeps no answers in memory
                 write(line.work / RESULT, json.dumps(_result(line, done), indent=1))
                 yield found
                 if found.verdict.outcome == "promote":

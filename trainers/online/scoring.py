@@ -15,7 +15,6 @@ from rlhf_bench.harness.engines import Closes
 from rlhf_bench.harness.errors import Fault
 from rlhf_bench.harness.judges import Asks, Judge
 from rlhf_bench.harness.judges.knockout import Match, knockout
-from rlhf_bench.harness.judges.reward import RewardModel
 from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Battle, Checkpoint, Conversation, Message
@@ -47,7 +46,13 @@ class Scoring:
 
 def reward_scoring(model: Checkpoint, name: str) -> Scoring:
     """Scoring by a Bradley-Terry reward model."""
-    return Scoring(name, model.digest, rates=lambda: RewardModel(model, name=name))
+
+    def load() -> Rates:
+        from rlhf_bench.harness.judges.reward import RewardModel  # takes seconds: only where something is to be rated
+
+        return RewardModel(model, name=name)
+
+    return Scoring(name, model.digest, rates=load)
 
 
 def scored(

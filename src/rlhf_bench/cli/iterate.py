@@ -92,9 +92,8 @@ def iterate(
 
 
 def _plan(line: Line, json: bool) -> None:
-    home = line.home
     found = shown.loop_plan(
-        line.config, line.store, home, prompts=line.prompts, preferences=line.preferences, track=line.track
+        line.config, line.store, line.home, prompts=line.prompts, preferences=line.preferences, track=line.track
     )
     if json:
         show.as_json(shown.plan_as_json(found))
@@ -108,6 +107,7 @@ def _go(line: Line, until: Stage | None, probes: bool, json: bool) -> None:
 
     config, store, began = line.config, line.store, datetime.now(UTC).isoformat()
     done: list[Iteration] = []
+    monitored: list[shown.Monitored] = []
     probed: list[Probed] = []
     news = False
 
@@ -117,7 +117,8 @@ def _go(line: Line, until: Stage | None, probes: bool, json: bool) -> None:
 
     try:
         for each in iterate(line, until=until):
-            done.append(each)
+            monitored.append(shown.seen(each, wiring.name_of(each.candidate, store)))
+            done.append(replace(each, rows=()))
             if not json:
                 _print_iteration(each, config, store)
             probed = shown.probed(line, done)
@@ -133,7 +134,6 @@ def _go(line: Line, until: Stage | None, probes: bool, json: bool) -> None:
         champion = wiring.name_of(wiring.find_checkpoint(store, "champion"), store)
         promoted = sum(each.verdict.outcome == "promote" for each in done)
         tell(notify.finished(config.name, len(done), promoted, champion))
-    monitored = [shown.seen(each, wiring.name_of(each.candidate, store)) for each in done]
     if json:
         show.as_json({"iterations": [_plain(each) for each in done], "monitors": shown.monitors_as_json(monitored)})
     elif until is not None and len(done) < config.iterations:

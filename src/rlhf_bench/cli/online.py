@@ -209,6 +209,7 @@ def loop_plan(
     from rlhf_bench.harness.prices import price_of
     from rlhf_bench.trainers.memory import parameters
     from rlhf_bench.trainers.online import facts
+    from rlhf_bench.trainers.online.line import prompts_of
     from rlhf_bench.trainers.online.planned import Facts, Rate, plan_of
 
     folder, work = facts.local_folder(config.model, store), home / "loops" / config.name
@@ -217,7 +218,7 @@ def loop_plan(
     known = facts.answer_tokens(work, count)
     if config.preferences is not None:
         texts = [text for pair in preferences[: facts.SAMPLE] for text in (pair.chosen, pair.rejected)]
-        prompts, known = _prompts_of(preferences), sum(map(count, texts)) / max(1, len(texts))
+        prompts, known = prompts_of(preferences), sum(map(count, texts)) / max(1, len(texts))
     length, exact = facts.prompt_tokens(prompts, folder)
     size = None if folder is None else parameters(folder)
     evaluation = _evaluation(config, store, track)
@@ -244,12 +245,6 @@ def loop_plan(
             exact_tokens=exact,
         ),
     )
-
-
-def _prompts_of(preferences: Sequence[Preference]) -> list[Sample]:
-    from rlhf_bench.harness.types import Request, Sample
-
-    return [Sample(str(i), (Request(str(i), pair.prompt),), "") for i, pair in enumerate(preferences)]
 
 
 def _measured(config: LoopConfig, store: Store) -> bool:
