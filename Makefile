@@ -41,8 +41,8 @@ check: $(VENV)/dev
 unit: $(VENV)/dev
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2
 
-test-all: check ## the slow tests too
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 -m "slow or not slow"
+test-all: check ## the slow tests too, and new examples for the property tests
+	HF_HUB_OFFLINE=1 HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -q -n 2 -m "slow or not slow"
 
 bench: $(VENV)/dev ## the benchmarks: printed, never asserted
 	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "no benchmarks yet"; exit 0; }; for file in benchmarks/*.py; do $(BIN)/python $$file; done

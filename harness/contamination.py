@@ -357,7 +357,8 @@ def _found(chunk: Sequence[str], index: Index) -> Iterator[tuple[int, int, int, 
         for pair, place in zip(pairs.tolist(), table.places[entry[first]].tolist(), strict=True):
             prompt, item = divmod(pair, count)
             gram = " ".join(index.words[each] for each in index.stream[place : place + length])
-            grams |= {(prompt, item, n): gram for n in index.ns if n == length or n > length == index.lengths[item]}
+            whole = LINE <= length == index.lengths[item]
+            grams |= {(prompt, item, n): gram for n in index.ns if n == length or (n > length and whole)}
     yield from ((*key, gram) for key, gram in grams.items())
 
 
