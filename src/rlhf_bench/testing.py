@@ -105,12 +105,12 @@ def _asked(
     anchor: Checkpoint | None,
     store: Store | str | None,
 ) -> Iterator[Question]:
-    from rlhf_bench.cli import wiring
+    from rlhf_bench.cli import gating
     from rlhf_bench.cli.question import question
     from rlhf_bench.harness.policy import Policy as Rules
     from rlhf_bench.harness.store import Store as Opened
 
-    rules = policy if isinstance(policy, Rules) else wiring.policy(str(policy))
+    rules = policy if isinstance(policy, Rules) else gating.policy(str(policy))
     names = _text(candidate), _text(champion), None if anchor is None else _text(anchor)
     with (
         Opened(store) if isinstance(store, str) else nullcontext(store) as opened,

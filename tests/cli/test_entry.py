@@ -95,7 +95,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli.runs.wiring, "open_store", fail)
+    monkeypatch.setattr(cli.runs.lookup, "open_store", fail)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on() -> None:
     program = (
         "import sys, time; import rlhf_bench.cli as cli\n"
         "def wait(): print('waiting', flush=True); time.sleep(60)\n"
-        "cli.runs.wiring.open_store = wait\n"
+        "cli.runs.lookup.open_store = wait\n"
         "sys.argv[1:] = ['runs']; cli.entry()"
     )
     pipe = subprocess.PIPE

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Call, Line, N, checkpoint, finished
 
-from rlhf_bench.cli import wiring
+from rlhf_bench.cli import gating, lookup
 from rlhf_bench.harness.store import Store
 from rlhf_bench.suites import BENCHMARKS
 
@@ -71,7 +71,7 @@ def test_of_a_models_runs_the_one_made_alike_is_taken(call: Call, line: Line, po
 
 
 def test_a_champion_without_a_run_says_what_to_type(call: Call, line: Line, policy: str, store: Store) -> None:
-    bare = wiring.find_checkpoint(store, "alike")
+    bare = lookup.find_checkpoint(store, "alike")
     store.register(type(bare)(bare.path, "d" * 64), alias="bare")
     done = call("gate", "bare", "champion", "--policy", policy)
     assert done.code == 2
@@ -94,9 +94,9 @@ def test_without_a_policy_about_these_benchmarks_one_must_be_named(call: Call, l
     assert "--policy" in done.one_line
 
 
-@pytest.mark.parametrize("name", wiring.policy_names())
+@pytest.mark.parametrize("name", gating.policy_names())
 def test_a_packaged_policy_names_benchmarks_and_metrics_that_exist(name: str) -> None:
-    found = wiring.policy(name)
+    found = gating.policy(name)
     assert found.name == name
     for part in found.parts:
         assert BENCHMARKS[part.benchmark].metric == part.metric

@@ -82,15 +82,15 @@ def test_the_shipped_example_parses() -> None:
 
 
 def test_every_packaged_loop_parses_and_its_policy_is_about_its_suite() -> None:
-    from rlhf_bench.cli import wiring
+    from rlhf_bench.cli import gating, lookup
     from rlhf_bench.trainers.online.config import loop_config, packaged
 
     assert {"paper", "paper-concise", "gpu24", "offline", "best-of-n"} <= set(packaged())
     for name in packaged():
         plan, path = loop_config(name)
         assert plan.name == name == path.stem
-        asked = {each.name for each in wiring.suite(plan.suite).benchmarks}
-        assert set(wiring.policy(plan.policy).benchmarks) <= asked
+        asked = {each.name for each in lookup.suite(plan.suite).benchmarks}
+        assert set(gating.policy(plan.policy).benchmarks) <= asked
 
 
 def test_a_loop_that_is_no_file_and_not_packaged_is_one_line(call: Call, home: Path, line: Line) -> None:

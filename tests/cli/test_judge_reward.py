@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.cli.conftest import Call
 
-from rlhf_bench.cli import wiring
+from rlhf_bench.cli import scorers
 from rlhf_bench.harness.errors import UnknownName
 from rlhf_bench.harness.judges.preference import PreferenceModel
 from rlhf_bench.harness.progress import silent
@@ -80,7 +80,7 @@ def test_a_model_without_a_reward_head_is_one_line(call: Call, data: str, tiny_c
 
 
 def test_pm_names_a_preference_model(tiny_checkpoint: Path, store: Store) -> None:
-    judge = wiring.judge(f"pm:{tiny_checkpoint}", store, silent)
+    judge = scorers.judge(f"pm:{tiny_checkpoint}", store, silent)
     assert isinstance(judge, PreferenceModel) and judge.name == f"pm:{tiny_checkpoint}"
     with pytest.raises(UnknownName, match="no model named 'smollm2-135'"):
-        wiring.judge("pm:smollm2-135", store, silent)
+        scorers.judge("pm:smollm2-135", store, silent)

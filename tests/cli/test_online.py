@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.cli.conftest import N, finished
 
-from rlhf_bench.cli import online, show, wiring
+from rlhf_bench.cli import lookup, online, show
 from rlhf_bench.harness.checkpoint import checkpoint_digest
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.progress import silent
@@ -144,7 +144,7 @@ def config(**changes: Any) -> LoopConfig:
 
 
 def plan(store: Store, settings: LoopConfig, prompts: Sequence[Any] | None = None) -> Any:
-    given = wiring.prompts("demo") if prompts is None else prompts
+    given = lookup.prompts("demo") if prompts is None else prompts
     return online.loop_plan(settings, store, home_folder(), prompts=given, track=silent)
 
 
@@ -200,7 +200,7 @@ def test_a_plan_as_a_table_fits_a_hundred_columns(
 
 
 def test_a_plan_of_the_papers_size_fits_too(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    prompts = list(wiring.prompts("demo"))
+    prompts = list(lookup.prompts("demo"))
     many = [replace(prompts[i % 64], id=str(i)) for i in range(60_000)]
     large = config(prompts_per_iteration=20_000, iterations=3, answers={"n": 8})
     found = plan(store, large, many)
@@ -216,7 +216,7 @@ def test_a_plan_of_the_papers_size_fits_too(store: Store, capsys: pytest.Capture
 
 def test_too_few_prompts_are_one_line(store: Store) -> None:
     with pytest.raises(UserError, match="2 iterations of 5 prompts need 10, there are 3"):
-        plan(store, config(), wiring.prompts("demo")[:3])
+        plan(store, config(), lookup.prompts("demo")[:3])
 
 
 def test_given_pairs_are_planned_without_answers(store: Store, tiny_checkpoint: Path) -> None:

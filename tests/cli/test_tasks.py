@@ -156,14 +156,14 @@ def test_two_paths_have_no_one_name(call: Call) -> None:
 
 
 def test_a_packaged_policy_asks_for_what_its_suites_have() -> None:
-    from rlhf_bench.cli import wiring
+    from rlhf_bench.cli import gating
     from rlhf_bench.suites import SUITES
 
     for name, suites in (("academic", ("academic",)), ("chat", ("chat", "academic"))):
-        policy = wiring.policy(name)
+        policy = gating.policy(name)
         asked = {member for each in suites for member in SUITES[each].benchmarks}
         assert set(policy.benchmarks) <= asked
-    assert {part.benchmark for guard in wiring.policy("chat").guards for part in guard.parts} == {
+    assert {part.benchmark for guard in gating.policy("chat").guards for part in guard.parts} == {
         "gsm8k", "mmlu", "truthfulqa_mc2", "arc_challenge", "humaneval", "mbpp",
     }  # fmt: skip
 

@@ -10,7 +10,7 @@ import pytest
 from tests.cli.conftest import Line, N, finished
 from tests.cli.test_files import annotations, right, samples
 
-from rlhf_bench.cli import wiring
+from rlhf_bench.cli import gating
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.policy import Guard, Halves, Ledger, Policy, Sentinel, Target
 from rlhf_bench.harness.store import Store, default_store_url
@@ -155,7 +155,7 @@ def test_a_mistake_in_the_question_is_no_failed_assertion(home: Path, line: Line
 
 
 def test_a_policy_of_any_make_is_the_same_policy(line: Line, policy: str) -> None:
-    found = [assert_not_regressed("better", "champion", each) for each in (policy, Path(policy), wiring.policy(policy))]
+    found = [assert_not_regressed("better", "champion", each) for each in (policy, Path(policy), gating.policy(policy))]
     assert found[0] == found[1] == found[2]
 
 

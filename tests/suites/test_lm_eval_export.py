@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.suites.lm_eval_output import lm_eval_writes, write_tasks
 
-from rlhf_bench.cli import wiring
+from rlhf_bench.cli import exports, lookup, measuring
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.progress import silent
 from rlhf_bench.harness.store import Run, Store
@@ -53,10 +53,10 @@ def both(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bot
     tasks = write_tasks(folder)
     theirs = lm_eval_writes(tasks, tiny_checkpoint, folder / "theirs")
     store = Store(f"sqlite:///{folder}/store.db")
-    asked = wiring.Asked("quiz,words", include_path=(str(tasks),), protocol="lm-eval", device="cpu", dtype="float32")
-    report = wiring.measure(str(tiny_checkpoint), asked, store, silent)
+    asked = measuring.Asked("quiz,words", include_path=(str(tasks),), protocol="lm-eval", device="cpu", dtype="float32")
+    report = measuring.measure(str(tiny_checkpoint), asked, store, silent)
     run = store.run(report.run_id)
-    paths, left_out = wiring.export(store, run, folder / "ours")
+    paths, left_out = exports.export(store, run, folder / "ours")
     assert not left_out
     return Both(tasks, store, report, run, theirs, paths[-1])
 
@@ -119,10 +119,10 @@ def test_read_back_the_estimates_are_the_same(both: Both, store: Store) -> None:
 
 def test_an_ungraded_document_has_no_line_and_is_counted(both: Both, tmp_path: Path) -> None:
     records = both.store.records(both.run.id)
-    asked = wiring.asked_before(both.run)
-    chosen = wiring.suite(asked.suite, asked.include_path)
+    asked = measuring.asked_before(both.run)
+    chosen = lookup.suite(asked.suite, asked.include_path)
     records[0] = replace(records[0], score=Score(records[0].sample.id, None, "no verdict"))
-    paths = write(both.run, records, chosen.benchmarks, wiring.protocol(asked, chosen), tmp_path)
+    paths = write(both.run, records, chosen.benchmarks, measuring.protocol(asked, chosen), tmp_path)
     results = json.loads(paths[-1].read_text())
     assert results["n-samples"]["quiz_sums"] == {"original": 6, "effective": 5}
     (samples,) = [path for path in paths if "quiz_sums" in path.name]
@@ -133,14 +133,14 @@ def test_a_run_whose_questions_changed_since_is_not_written(both: Both, tmp_path
     records = both.store.records(both.run.id)
     sample = records[0].sample
     other = replace(sample, requests=tuple(replace(request, prompt="Else?") for request in sample.requests))
-    asked = wiring.asked_before(both.run)
-    chosen = wiring.suite(asked.suite, asked.include_path)
+    asked = measuring.asked_before(both.run)
+    chosen = lookup.suite(asked.suite, asked.include_path)
     with pytest.raises(UserError, match="no longer asks"):
         write(
             both.run,
             [replace(records[0], sample=other), *records[1:]],
             chosen.benchmarks,
-            wiring.protocol(asked, chosen),
+            measuring.protocol(asked, chosen),
             tmp_path,
         )
     assert list(tmp_path.iterdir()) == []

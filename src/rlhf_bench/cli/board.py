@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_bench.cli import options, show, tables, wiring
+from rlhf_bench.cli import lookup, options, show, tables
 from rlhf_bench.harness.errors import UnknownName, UserError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def leaderboard(
     if ladder and beside:
         raise UserError("--ladder is about the runs of this store: leave out --with")
     names = _table_names(beside or [])
-    with wiring.open_store() as store:
+    with lookup.open_store() as store:
         if ladder:
             return _ladders(store, benchmark, json)
         measured = _measured(store)
@@ -199,7 +199,7 @@ def _measured(store: Store) -> list[Row]:
         if run.report is None or "sequential" in run.report.manifest:
             continue  # what was stopped when it looked best is no score
         checkpoint = store.checkpoint(run.checkpoint)
-        parents = wiring.lineage(store, checkpoint)[1:] if checkpoint else []
+        parents = lookup.lineage(store, checkpoint)[1:] if checkpoint else []
         chain = tuple(names[each.digest] for each in parents)
         for row in rows(run.report, names.get(run.checkpoint, run.model), chain):
             found.setdefault((row.checkpoint, row.benchmark, *row.conditions.items()), row)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlhf_bench.cli import options, show, wiring
+from rlhf_bench.cli import lookup, options, show
 from rlhf_bench.harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -183,5 +183,5 @@ class _Places:
                 folder = self.stack.enter_context(TemporaryDirectory())
                 self.loose = self.stack.enter_context(Store(f"sqlite:///{folder}/files.db"))
             return Source(self.loose, self.loose.run(files.load(name, self.loose)))
-        self.kept = self.kept or self.stack.enter_context(wiring.open_store())
-        return Source(self.kept, wiring.find_run(self.kept, name, like=like))
+        self.kept = self.kept or self.stack.enter_context(lookup.open_store())
+        return Source(self.kept, lookup.find_run(self.kept, name, like=like))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rlhf_bench.cli import options, show, wiring
+from rlhf_bench.cli import lookup, options, show
 from rlhf_bench.harness.errors import Fault, MissingData, UserError
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def benchmark_index(suite: str, ns: Sequence[int], track: Track) -> tuple[Index,
     from rlhf_bench.harness.weights import cache_dir
     from rlhf_bench.suites import BENCHMARKS, data
 
-    chosen = wiring.suite(",".join(BENCHMARKS) if suite == ALL else suite).benchmarks
+    chosen = lookup.suite(",".join(BENCHMARKS) if suite == ALL else suite).benchmarks
     here = [each for each in chosen if all(data.find(need) is not None for need in each.needs)]
     missing = [each.name for each in chosen if each not in here]
     if not here:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from rlhf_bench.cli import wiring
+from rlhf_bench.cli import measuring, scorers
 from rlhf_bench.harness.errors import RlhfBenchError
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ class Judging:
     why: str = ""
 
 
-def planned(model: str, asked: wiring.Asked, store: Store, track: Track) -> Planned:
-    """What `wiring.measure` would ask: the same run in a store of its own, with engines that only count."""
+def planned(model: str, asked: measuring.Asked, store: Store, track: Track) -> Planned:
+    """What `measuring.measure` would ask: the same run in a store of its own, with engines that only count."""
     from rlhf_bench.harness.dry import DryEngine
     from rlhf_bench.suites import data
 
-    wiring.bounds(asked)
-    chosen, regime = wiring.asked_of(asked)
-    answering = DryEngine(wiring.engine_of(model, asked, store, track, keyless=True), store)
+    measuring.bounds(asked)
+    chosen, regime = measuring.asked_of(asked)
+    answering = DryEngine(measuring.engine_of(model, asked, store, track, keyless=True), store)
     data.fetch([need for each in chosen.benchmarks for need in each.needs], track)
     return _counted(chosen, regime, answering, asked, store)
 
@@ -54,12 +54,12 @@ def _judging(run: Run, name: str, store: Store) -> Judging:
     judge = run.judge or ""
     if not run.settings:
         return Judging(name, judge, None, f"run {run.id} was not made by `rlhf-bench run`")
-    asked = replace(wiring.asked_before(run), suite=name)
+    asked = replace(measuring.asked_before(run), suite=name)
     if not asked.judge_spec.startswith("openai:"):
         return Judging(name, judge, Plan(0, 0, 0, 0.0), "it is asked nothing that costs")
     before = _Before(run.model, str(run.manifest.get("engine_identity")), run.checkpoint)
     try:
-        chosen, regime = wiring.asked_of(asked)
+        chosen, regime = measuring.asked_of(asked)
         found = _counted(chosen, regime, DryEngine(before, store), asked, store, afresh=True)
     except RlhfBenchError as error:
         return Judging(name, judge, None, str(error))
@@ -85,7 +85,7 @@ def _counted(
     chosen: Suite,
     regime: EvalProtocol,
     answering: DryEngine,
-    asked: wiring.Asked,
+    asked: measuring.Asked,
     store: Store,
     *,
     afresh: bool = False,
@@ -109,7 +109,7 @@ def _counted(
 
         # what a judge of this store has said is found by `around`, so the judge itself writes to the other one
         by = (
-            wiring.judge(asked.judge_spec, own, silent, around=around, models=store, prompt=asked.judge_prompt)
+            scorers.judge(asked.judge_spec, own, silent, around=around, models=store, prompt=asked.judge_prompt)
             if judged
             else None
         )

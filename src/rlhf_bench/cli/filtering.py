@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_bench.cli import options, show, wiring
+from rlhf_bench.cli import lookup, options, show
 from rlhf_bench.cli.data import Format, OnBadRow, Source, new_file
 from rlhf_bench.harness.errors import UserError
 
@@ -77,6 +77,6 @@ def _counter(filters: Filters, model: str | None) -> Count:
 
     from rlhf_bench.harness.models import resolve
 
-    with wiring.open_store() as store:
+    with lookup.open_store() as store:
         tokenizer = AutoTokenizer.from_pretrained(resolve(model, store, show.bars()).path, local_files_only=True)
     return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

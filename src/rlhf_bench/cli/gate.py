@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_bench.cli import files, options, show, tables, wiring
+from rlhf_bench.cli import files, gating, lookup, options, show, tables
 from rlhf_bench.cli.question import question
 from rlhf_bench.harness.errors import UserError
 
@@ -84,7 +84,7 @@ def gate(
             facts = run.manifest["benchmarks"]
             typed = files.inline_policy(target or (), guard or (), 0.05 if alpha is None else alpha, facts)
             return typed if files.is_file(str(candidate)) else typed.model_copy(update={"ledger": Ledger()})
-        return wiring.default_policy(run) if policy is None else wiring.policy(policy)
+        return gating.default_policy(run) if policy is None else gating.policy(policy)
 
     if explain:
         return _explain(candidate, policy, rules)
@@ -107,9 +107,9 @@ def _explain(candidate: str | None, policy: str | None, rules: Callable[[Run], P
     from rlhf_bench.harness.words import explain
 
     if policy is not None:
-        chosen = wiring.policy(policy)
+        chosen = gating.policy(policy)
     else:
-        with wiring.open_store() as store:
-            chosen = rules(wiring.find_run(store, str(candidate)))
+        with lookup.open_store() as store:
+            chosen = rules(lookup.find_run(store, str(candidate)))
     for line in explain(chosen):
         show.say(line)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlhf_bench.cli import models, options, show, tables, wiring
+from rlhf_bench.cli import lookup, models, options, show, tables
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -29,7 +29,7 @@ def history(
     json: options.Json = False,
 ) -> None:
     """Who was champion, whom it beat, when, and by what verdict; a forced or brought back one says so and why."""
-    with wiring.open_store() as store:
+    with lookup.open_store() as store:
         store.champion()  # champion.json is set right where it is not
         champions, verdicts, known = store.history(), store.verdicts(), store.checkpoints()
     if json:
@@ -53,7 +53,7 @@ def rollback(
     """Bring an earlier champion back, as a new generation; its files are checked first."""
     from rlhf_bench.harness.promote import rollback as bring_back
 
-    with wiring.open_store() as store:
+    with lookup.open_store() as store:
         champion = bring_back(store, to, reason)
     if json:
         show.as_json(champion)

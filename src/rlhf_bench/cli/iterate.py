@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rlhf_bench.cli import gating, lookup, measuring, options, scorers, show, tables
 from rlhf_bench.cli import online as shown
-from rlhf_bench.cli import options, show, tables, wiring
 from rlhf_bench.harness.errors import Fault, MissingData, UnknownName, UserError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def iterate(
     from rlhf_bench.trainers import online
 
     settings, path = online.loop_config(config, set_ or [])
-    with wiring.open_store() as store:
+    with lookup.open_store() as store:
         line = _line(settings, path, [config, *(f"--set={each}" for each in set_ or [])], store, show.bars())
         if plan:
             _plan(line, json)
@@ -117,21 +117,21 @@ def _go(line: Line, until: Stage | None, probes: bool, json: bool) -> None:
 
     try:
         for each in iterate(line, until=until):
-            monitored.append(shown.seen(each, wiring.name_of(each.candidate, store)))
+            monitored.append(shown.seen(each, lookup.name_of(each.candidate, store)))
             done.append(replace(each, rows=()))
             if not json:
                 _print_iteration(each, config, store)
             probed = shown.probed(line, done)
             if store.verdict(each.verdict_id).created >= began:  # else it was told before
                 news = True
-                names = wiring.name_of(each.candidate, store), wiring.name_of(each.champion, store)
+                names = lookup.name_of(each.candidate, store), lookup.name_of(each.champion, store)
                 place = each.number, config.iterations
                 tell(notify.decided(config.name, *place, each.verdict, *names, attempt=each.attempt))
     except BaseException as error:
         tell(notify.stopped(config.name, error))
         raise
     if news and until is None:
-        champion = wiring.name_of(wiring.find_checkpoint(store, "champion"), store)
+        champion = lookup.name_of(lookup.find_checkpoint(store, "champion"), store)
         promoted = sum(each.verdict.outcome == "promote" for each in done)
         tell(notify.finished(config.name, len(done), promoted, champion))
     if json:
@@ -159,34 +159,34 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
     from rlhf_bench.trainers.online.probes import PACKAGED, read_probes
 
     engine_here(plan.answers.engine)
-    asked = wiring.loop_asked(plan)
-    chosen = wiring.suite(plan.suite)
+    asked = measuring.loop_asked(plan)
+    chosen = lookup.suite(plan.suite)
     suites.protocol(plan.protocol)
     _check_launch(plan)
-    policy = wiring.policy(plan.policy, beside=path)
+    policy = gating.policy(plan.policy, beside=path)
     _require_asked(policy, chosen)
     monitors.check_sentinels(policy, chosen)
     _warn_of_ledger(plan, policy)
     notify.check(plan.notify)
     if plan.probes not in (None, PACKAGED):
-        plan = plan.model_copy(update={"probes": str(wiring.sought(plan.probes, path))})
+        plan = plan.model_copy(update={"probes": str(lookup.sought(plan.probes, path))})
         read_probes(str(plan.probes))
     asks_gap = plan.preferences is None and any(each.signal == "reward_gap" for each in policy.sentinels)
-    if plan.judge != wiring.DEMO_JUDGE and any(each.judged for each in chosen.benchmarks):
-        wiring.judge(plan.judge, store, track)
+    if plan.judge != lookup.DEMO_JUDGE and any(each.judged for each in chosen.benchmarks):
+        scorers.judge(plan.judge, store, track)
 
     def measure(checkpoint: Checkpoint) -> Report:
         settled = replace(asked, engine=begun(line)["engine"])  # what auto meant when the loop began
-        return wiring.measure(wiring.name_of(checkpoint, store), settled, store, track)
+        return measuring.measure(lookup.name_of(checkpoint, store), settled, store, track)
 
     @functools.cache
     def scoring() -> Scoring:
-        return wiring.scoring(plan.reward, store, track)
+        return scorers.scoring(plan.reward, store, track)
 
     def signals(report: Report, checkpoint: Checkpoint, initial: Checkpoint) -> Report:
         judge = None
         if asks_gap and scoring().rates is not None:
-            judge = monitors.training_reward(wiring.reward_checkpoint(plan.reward, store, track), plan.reward)
+            judge = monitors.training_reward(scorers.reward_checkpoint(plan.reward, store, track), plan.reward)
         follow = {each.name: each.follow for each in chosen.benchmarks if each.follow is not None}
         return monitors.annotate_for(policy, report, checkpoint, initial, judge, store, follow=follow, track=track)
 
@@ -202,8 +202,8 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
         scoring=scoring,
         measure=measure,
         home=home(),
-        prompts=() if given else wiring.prompts(plan.prompts, beside=path),
-        preferences=read_preferences(wiring.sought(plan.preferences, path)) if plan.preferences is not None else (),
+        prompts=() if given else lookup.prompts(plan.prompts, beside=path),
+        preferences=read_preferences(lookup.sought(plan.preferences, path)) if plan.preferences is not None else (),
         contaminated=functools.partial(_contaminated, track=track),
         signals=signals,
         launch=launch,
@@ -314,12 +314,12 @@ def _print_end(done: list[Iteration], plan: LoopConfig, store: Store) -> None:
     champion = store.champion()
     assert champion is not None
     rows: list[tuple[str, str, str | None, str]] = [
-        (wiring.name_of(done[0].champion, store), done[0].champion.digest, None, "start")
+        (lookup.name_of(done[0].champion, store), done[0].champion.digest, None, "start")
     ]
     for each in done:
         how = "DPO" if plan.method == "dpo" else "SFT"
         made = f"{how} on {each.pairs} {_what(plan)}, iteration {each.number}: {each.verdict.outcome}"
-        rows.append((wiring.name_of(each.candidate, store), each.candidate.digest, each.candidate.parent, made))
+        rows.append((lookup.name_of(each.candidate, store), each.candidate.digest, each.candidate.parent, made))
     marked = [
         (f"{name} ★ champion" if digest == champion.checkpoint else name, digest, parent, made)
         for name, digest, parent, made in rows

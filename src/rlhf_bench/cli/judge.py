@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rlhf_bench.cli import options, show, wiring
+from rlhf_bench.cli import lookup, options, scorers, show
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.judges.evaluate import Evaluation
@@ -74,8 +74,8 @@ def reward(
         raise UserError(f"{model} is no reward model: hold its verdicts against gold with `rlhf-bench judge calibrate`")
     pairs = read_preferences(data, on_bad_row=on_bad_row)
     track = show.bars()
-    with wiring.open_store() as store:
-        found = evaluate_pairs(wiring.judge(model, store, track), pairs[:limit], track)
+    with lookup.open_store() as store:
+        found = evaluate_pairs(scorers.judge(model, store, track), pairs[:limit], track)
     if json:
         figures = {field.name: getattr(found, field.name) for field in fields(found)}
         named = {name: each._asdict() if isinstance(each, Interval) else each for name, each in figures.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rlhf_bench.cli import options, show, tables, wiring
+from rlhf_bench.cli import lookup, options, show, tables
 from rlhf_bench.harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def listing(json: options.Json = False) -> None:
     """The registered checkpoints, and the models that are built in."""
     from rlhf_bench.harness.weights import BUILTIN
 
-    with wiring.open_store() as store:
+    with lookup.open_store() as store:
         known, champion = store.checkpoints(), store.champion()
     leader = champion.checkpoint if champion else None
     if json:
@@ -49,13 +49,13 @@ def listing(json: options.Json = False) -> None:
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="A built-in model, or hf:org/name[@revision].")] = wiring.DEFAULT_MODEL,
+    name: Annotated[str, typer.Argument(help="A built-in model, or hf:org/name[@revision].")] = lookup.DEFAULT_MODEL,
     json: options.Json = False,
 ) -> None:
     """Get a model's weights, verify and register them."""
     from rlhf_bench.harness.models import resolve
 
-    with wiring.open_store() as store:
+    with lookup.open_store() as store:
         found = resolve(name, store, show.bars())
     show.as_json(found) if json else show.say(f"{name} {tables.short(found.digest)} in {found.path}")
 
@@ -63,7 +63,7 @@ def fetch(
 @app.command()
 def register(
     path: Annotated[Path, typer.Argument(help="A folder of safetensors weights, configuration and tokenizer.")],
-    alias: Annotated[str, typer.Option(callback=wiring.checked_alias, help="The name it is to have.")],
+    alias: Annotated[str, typer.Option(callback=lookup.checked_alias, help="The name it is to have.")],
     json: options.Json = False,
 ) -> None:
     """Know a checkpoint by the digest of its files and by a name."""
@@ -71,7 +71,7 @@ def register(
     from rlhf_bench.harness.types import Checkpoint
 
     found = Checkpoint(str(path.resolve()), checkpoint_digest(path))
-    with wiring.open_store() as store:
+    with lookup.open_store() as store:
         store.register(found, alias=alias)
     show.as_json(found) if json else show.say(f"{alias} {tables.short(found.digest)} in {found.path}")
 
@@ -84,9 +84,9 @@ def verify(
     """Read the files of every model again and compare them with what was registered. Exit code: 2 for any other."""
     from rlhf_bench.harness import checkpoint
 
-    with wiring.open_store() as store:
+    with lookup.open_store() as store:
         known = store.checkpoints()
-        chosen = [wiring.find_checkpoint(store, name) for name in names] if names else [each for each, _ in known]
+        chosen = [lookup.find_checkpoint(store, name) for name in names] if names else [each for each, _ in known]
     wrong: dict[str, str] = {}
     for each in chosen:
         try:
@@ -106,8 +106,8 @@ def verify(
 @app.command("show")
 def show_model(name: ModelName, json: options.Json = False) -> None:
     """A checkpoint with its parents, back to the first."""
-    with wiring.open_store() as store:
-        chain = wiring.lineage(store, wiring.find_checkpoint(store, name))
+    with lookup.open_store() as store:
+        chain = lookup.lineage(store, lookup.find_checkpoint(store, name))
         names = {each.digest: aliases for each, aliases in store.checkpoints()}
         champion = store.champion()
     leader = champion.checkpoint if champion else None
@@ -132,8 +132,8 @@ def export(
     """Copy a checkpoint, or convert it, to a place outside of this store; its files are checked first."""
     from rlhf_bench.harness.export import export_folder, export_gguf
 
-    with wiring.open_store() as store:
-        found = wiring.find_checkpoint(store, name)
+    with lookup.open_store() as store:
+        found = lookup.find_checkpoint(store, name)
     written = (export_folder if form == "hf" else export_gguf)(found, out.absolute())
     if json:
         show.as_json({"digest": found.digest, "format": form, "path": str(written)})
@@ -151,8 +151,8 @@ def push(
     """Put a checkpoint into a repository of the Hugging Face hub, by the token in HF_TOKEN."""
     from rlhf_bench.harness.export import push as to_hub
 
-    with wiring.open_store() as store:
-        found = wiring.find_checkpoint(store, name)
+    with lookup.open_store() as store:
+        found = lookup.find_checkpoint(store, name)
     address = to_hub(found, repository, public=public)
     show.as_json({"digest": found.digest, "commit": address}) if json else show.say(address)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_bench.cli import show, tables, wiring
+from rlhf_bench.cli import lookup, measuring, scorers, show, tables
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.engines import Engine
@@ -158,7 +158,7 @@ def probed(line: Line, done: Sequence[Iteration]) -> list[Probed]:
     for each in models.values():
         options: Any = {"engine": begun(line)["engine"], "dtype": config.answers.dtype}
         with freed(open_engine(each.path, store, track=line.track, **options)) as engine:
-            name, folder = wiring.name_of(each, store), line.work / "probes"
+            name, folder = lookup.name_of(each, store), line.work / "probes"
             found.append(probe(name, prompts, engine, folder, store, scorer=scorer, track=line.track))
     write_page(line.work, config.name, found)
     return found
@@ -254,9 +254,9 @@ def _measured(config: LoopConfig, store: Store) -> bool:
     champion = store.champion()
     known = store.alias(config.model)
     digest = champion.checkpoint if champion else known.digest if known else None
-    wanted = replace(wiring.loop_asked(config), engine=engine_here(config.answers.engine))
+    wanted = replace(measuring.loop_asked(config), engine=engine_here(config.answers.engine))
     return any(
-        run.checkpoint == digest and run.status == "complete" and wiring.asked_before(run) == wanted
+        run.checkpoint == digest and run.status == "complete" and measuring.asked_before(run) == wanted
         for run in store.runs()
         if run.settings
     )
@@ -284,8 +284,8 @@ def _evaluation(config: LoopConfig, store: Store, track: Track) -> Evaluation:
     from rlhf_bench.trainers.online.facts import asked_tokens, evaluation_seconds
     from rlhf_bench.trainers.online.planned import Evaluation
 
-    asked = wiring.loop_asked(config)
-    chosen, regime = wiring.asked_of(asked)
+    asked = measuring.loop_asked(config)
+    chosen, regime = measuring.asked_of(asked)
     data.fetch([need for each in chosen.benchmarks for need in each.needs], track)
     judges: list[DryEngine] = []
     with TemporaryDirectory() as folder, Opened(f"sqlite:///{folder}/plan.db") as own:
@@ -295,7 +295,7 @@ def _evaluation(config: LoopConfig, store: Store, track: Track) -> Evaluation:
             return judges[-1]
 
         judged = any(each.judged for each in chosen.benchmarks)
-        judge = wiring.judge(asked.judge_spec, own, silent, around=around, models=store) if judged else None
+        judge = scorers.judge(asked.judge_spec, own, silent, around=around, models=store) if judged else None
         answering = DryEngine(_Unmade(), own)
         counted = replace(chosen, benchmarks=tuple(map(only_counted, chosen.benchmarks)))
         evaluate(counted, answering, protocol=regime, store=own, judge=judge, limit=asked.limit)

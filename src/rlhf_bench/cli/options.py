@@ -40,7 +40,7 @@ def protocols(incomplete: str) -> list[str]:
 
 def policies(incomplete: str) -> list[str]:
     """Packaged policies that begin like this."""
-    from rlhf_bench.cli.wiring import policy_names
+    from rlhf_bench.cli.gating import policy_names
 
     return [name for name in policy_names() if name.startswith(incomplete)]
 

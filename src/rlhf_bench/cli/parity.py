@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_bench.cli import options, show, wiring
+from rlhf_bench.cli import lookup, measuring, options, show
 from rlhf_bench.harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ def parity(
     ] = None,
     suite: Annotated[
         str, typer.Option("--suite", "-s", help="Suites or benchmarks.", autocompletion=options.suites)
-    ] = wiring.DEMO,
+    ] = lookup.DEMO,
     limit: Annotated[int | None, typer.Option("--limit", "-L", min=1, help="Only the first N samples of each.")] = None,
-    judge: Annotated[str, typer.Option(help="Who judges chat answers, as for `run`.")] = wiring.DEMO_JUDGE,
+    judge: Annotated[str, typer.Option(help="Who judges chat answers, as for `run`.")] = lookup.DEMO_JUDGE,
     protocol: Annotated[str, typer.Option(help="paper or lm-eval.", autocompletion=options.protocols)] = "paper",
     margin: Annotated[
         float, typer.Option(help="The difference in score that would matter, a fraction: 0.02 is two points.")
@@ -44,21 +44,21 @@ def parity(
     from rlhf_bench.harness.parity import measure, require_margin, save
 
     require_margin(margin, alpha)
-    with wiring.open_store() as store:
-        model = wiring.default_model(store) if model is None else model
+    with lookup.open_store() as store:
+        model = lookup.default_model(store) if model is None else model
         if model.startswith(("scripted:", "openai:", "outputs:")):
             raise UserError(f"'{model}' is no local model: two engines need the weights of one")
         ways = [
-            wiring.Asked(
-                suite, protocol=protocol, judge_spec=wiring.lasting(judge), limit=limit,
+            measuring.Asked(
+                suite, protocol=protocol, judge_spec=lookup.lasting(judge), limit=limit,
                 engine=engine, dtype=dtype, device=device,
             )
             for engine in (one, other)
         ]  # fmt: skip
-        engines = [wiring.engine_of(model, each, store, show.bars()) for each in ways]
+        engines = [measuring.engine_of(model, each, store, show.bars()) for each in ways]
         if engines[0].identity == engines[1].identity:
             raise UserError(f"'{one}' and '{other}' are the same engine here: name two, such as hf and vllm")
-        first, second = (wiring.measure(model, each, store, show.bars()) for each in ways)
+        first, second = (measuring.measure(model, each, store, show.bars()) for each in ways)
         ours, theirs = (store.records(each.run_id) for each in (first, second))
     found = measure(first, second, ours, theirs, margin=margin, alpha=alpha)
     path = save(found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_bench.cli import dry, options, power, show, wiring
+from rlhf_bench.cli import dry, gating, lookup, options, power, show
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.claims import RunData
@@ -49,10 +49,10 @@ def plan(
     """
     from rlhf_bench.harness.plan import plan as planned
 
-    with wiring.open_store() as store:
-        run = wiring.find_run(store, against)
-        rules = wiring.default_policy(run) if policy is None else wiring.policy(policy)
-        data = wiring.run_data(store, run.id)
+    with lookup.open_store() as store:
+        run = lookup.find_run(store, against)
+        rules = gating.default_policy(run) if policy is None else gating.policy(policy)
+        data = gating.run_data(store, run.id)
         found = planned(
             rules, data, _twin(store, data, twin, rules, run), power=wished, gain=gain, sizes=_sizes(rules.benchmarks)
         )
@@ -76,7 +76,7 @@ def _twin(store: Store, data: RunData, name: str | None, rules: Policy, run: Run
     from rlhf_bench.harness.spread import find_twin, require_twin
 
     def load(run_id: str) -> RunData:
-        return wiring.run_data(store, run_id)
+        return gating.run_data(store, run_id)
 
     if name is None:
         return find_twin(data, store.runs(), rules.benchmarks, load)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_bench.cli import options, show, wiring
+from rlhf_bench.cli import gating, lookup, options, show
 from rlhf_bench.cli.history import say_champion
 from rlhf_bench.harness.errors import UserError
 
@@ -39,7 +39,7 @@ def promote(
         raise UserError("--force takes the candidate's run or model: rlhf-bench promote CANDIDATE --force --reason '…'")
     if policy is not None and (force or first is not None):
         raise UserError("--policy asks for a verdict of that policy, and --force and --first do without one")
-    with wiring.open_store() as store:
+    with lookup.open_store() as store:
         champion = _move(store, candidate, verdict, first, policy, force, reason)
     if json:
         show.as_json(champion)
@@ -62,10 +62,10 @@ def _move(
         from rlhf_bench.harness.models import resolve
 
         return moving.promote_first(store, resolve(first, store, show.bars()), reason or "first champion")
-    rules = None if policy is None else wiring.policy(policy).digest
+    rules = None if policy is None else gating.policy(policy).digest
     if verdict is not None:
         return moving.promote(store, verdict, policy=rules)
-    run = wiring.find_run(store, str(candidate))
+    run = lookup.find_run(store, str(candidate))
     if force:
         return moving.promote_by_force(store, run.checkpoint, reason)
     return moving.promote(store, moving.latest_verdict(store, run.id), policy=rules)

@@ -9,14 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rlhf_bench.cli import files, wiring
+from rlhf_bench.cli import files, gating, lookup
 from rlhf_bench.harness.errors import UserError
 
 if TYPE_CHECKING:
+    from rlhf_bench.cli.measuring import Asked
     from rlhf_bench.harness.claims import RunData
     from rlhf_bench.harness.policy import Policy
+    from rlhf_bench.harness.sequential import Stopping
     from rlhf_bench.harness.store import Run, Store
     from rlhf_bench.harness.types import Verdict
 
@@ -67,17 +69,17 @@ def question(
         from rlhf_bench.harness.store import Store as Opened
 
         with TemporaryDirectory() as folder, Opened(f"sqlite:///{folder}/files.db") as own:
-            runs = [wiring.run_data(own, files.load(name, own)) for name in names]
+            runs = [gating.run_data(own, files.load(name, own)) for name in names]
             policy = rules(own.run(runs[0].run_id))
             yield Question(policy, runs[0], runs[1], runs[-1] if policy.against_anchor else None, None)
         return
-    opened = store or wiring.open_store()
+    opened = store or lookup.open_store()
     try:
-        new = wiring.find_run(opened, candidate)
-        old = wiring.find_run(opened, champion, like=new)
+        new = lookup.find_run(opened, candidate)
+        old = lookup.find_run(opened, champion, like=new)
         policy = rules(new)
         fixed = anchor_run(opened, anchor, new, old) if policy.against_anchor else None
-        found = [wiring.run_data(opened, each.id) for each in (new, old, fixed) if each is not None]
+        found = [gating.run_data(opened, each.id) for each in (new, old, fixed) if each is not None]
         yield Question(policy, found[0], found[1], found[2] if fixed is not None else None, opened)
     finally:
         if store is None:
@@ -88,12 +90,29 @@ def anchor_run(store: Store, name: str | None, new: Run, old: Run) -> Run:
     """The fixed run that guards hold against: the one named, else that of the first champion, so that small losses
     cannot add up; while there is none, the champion's. Raises UserError for one of the candidate itself."""
     if name is not None:
-        found = wiring.find_run(store, name, like=new)
+        found = lookup.find_run(store, name, like=new)
         if found.checkpoint == new.checkpoint:
             raise UserError(f"anchor {name} is a run of the candidate itself: name one of a model that stays as it is")
         return found
     history = store.history()
     if not history:
         return old
-    first = wiring.find_checkpoint(store, history[0].checkpoint)
-    return wiring.last_run(store, first.digest, wiring.name_of(first, store), like=new)
+    first = lookup.find_checkpoint(store, history[0].checkpoint)
+    return lookup.last_run(store, first.digest, lookup.name_of(first, store), like=new)
+
+
+def stopping(asked: Asked, store: Store) -> Stopping:
+    """What ends a run early: the gate that it is for, at the level that the ledger leaves. Raises UserError."""
+    from rlhf_bench.harness.decide import LEAST, items_of, next_level
+    from rlhf_bench.harness.sequential import Stopping
+    from rlhf_bench.harness.stats.sequential import Design
+
+    against = lookup.find_run(store, asked.against or "champion")
+    rules = gating.default_policy(against) if asked.policy is None else gating.policy(asked.policy)
+    champion = gating.run_data(store, against.id)
+    anchor = gating.run_data(store, anchor_run(store, None, against, against).id) if rules.against_anchor else None
+    _, alpha = next_level(rules, [each.spent for each in store.decisions(items_of(rules, champion))])
+    if alpha < LEAST:
+        raise UserError(f"the alpha of policy '{rules.name}' is spent on these samples, so that no run can be decided")
+    kind: Any = asked.sequential
+    return Stopping(rules, champion, anchor, Design(kind, alpha=alpha), champion.figures)

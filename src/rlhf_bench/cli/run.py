@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlhf_bench.cli import dry, options, show, tables, wiring
+from rlhf_bench.cli import dry, gating, lookup, measuring, options, scorers, show, tables
 from rlhf_bench.harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ def run(
             help="Who judges chat answers: openai:MODEL[@URL], llm:MODEL (a local one), replay:FILE, scripted:RULE, "
             "pm:MODEL (a preference model), or a reward model."
         ),
-    ] = wiring.DEMO_JUDGE,
+    ] = lookup.DEMO_JUDGE,
     judge_prompt: Annotated[
         str,
         typer.Option(help="How AlpacaEval's judge is asked: weighted, or by a function call, fn or cot (openai:)."),
-    ] = wiring.WEIGHTED,
+    ] = scorers.WEIGHTED,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Calls of an API in flight at once.", show_default="64")
     ] = None,
@@ -137,8 +137,8 @@ def run(
     if sequential and against is None:
         raise UserError("--sequential needs the run that the gate compares with: add --against champion")
     names = [given for given in (suite, tasks) if given is not None]
-    asked = wiring.Asked(
-        suite=",".join(names) if names else wiring.DEMO,
+    asked = measuring.Asked(
+        suite=",".join(names) if names else lookup.DEMO,
         include_path=tuple(str(Path(folder).absolute()) for folder in include_path or ()),
         protocol=protocol,
         num_fewshot=num_fewshot,
@@ -148,7 +148,7 @@ def run(
         repeats=repeats,
         temperature=temperature,
         sample_seed=sample_seed,
-        judge_spec=wiring.lasting(judge),
+        judge_spec=lookup.lasting(judge),
         judge_prompt=judge_prompt,
         limit=limit,
         engine=engine,
@@ -160,13 +160,13 @@ def run(
         policy=policy,
         sequential=("e_process" if peek else "obrien_fleming") if sequential else None,
     )
-    with wiring.open_store() as store:
-        model = wiring.default_model(store) if model is None else wiring.lasting(model)
+    with lookup.open_store() as store:
+        model = lookup.default_model(store) if model is None else lookup.lasting(model)
         if dry_run:
             planned = dry.planned(model, asked, store, show.bars())
             return show.as_json(planned) if json else tables.planned(planned)
-        against = None if against is None else wiring.find_run(store, against).id
-        report = wiring.measure(model, asked, store, show.bars())
+        against = None if against is None else lookup.find_run(store, against).id
+        report = measuring.measure(model, asked, store, show.bars())
         decided = _decided(store, report.run_id, str(against), policy) if sequential else None
         if json:
             return show.as_json({"report": report, **decided.told} if decided else report)
@@ -196,7 +196,7 @@ def _decided(store: Store, run_id: str, against: str, policy: str | None) -> _De
     from rlhf_bench.cli.question import question
 
     def rules(run: Run) -> Policy:
-        return wiring.default_policy(store.run(against)) if policy is None else wiring.policy(policy)
+        return gating.default_policy(store.run(against)) if policy is None else gating.policy(policy)
 
     with question(run_id, against, None, rules, store) as asked:
         return _Decided(*asked.decided())

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rlhf_bench.cli import files, options, show, signals, tables, wiring
+from rlhf_bench.cli import exports, files, lookup, measuring, options, show, signals, tables
 from rlhf_bench.cli.run import print_run
 from rlhf_bench.cli.side_by_side import asked, indented
 from rlhf_bench.harness.errors import UnknownName, UserError
 
 if TYPE_CHECKING:
-    from rlhf_bench.harness.types import Record
+    from rlhf_bench.harness.store import Store
+    from rlhf_bench.harness.types import Estimate, Record, Report
 
 app = typer.Typer(help="List runs, show one, go on with one that was stopped, write and read them as lm-eval's files.")
 RunName = Annotated[str, typer.Argument(help="Run id or its beginning, latest, latest~1, champion or a model's alias.")]
@@ -28,7 +30,7 @@ def _runs(context: typer.Context, json: options.Json = False) -> None:
 @app.command("list")
 def listing(json: options.Json = False) -> None:
     """All runs, the last started first."""
-    with wiring.open_store() as store:
+    with lookup.open_store() as store:
         found = store.runs()
     if json:
         show.as_json(found)
@@ -53,15 +55,15 @@ def show_run(
     json: options.Json = False,
 ) -> None:
     """A run's scores, and the prompts, answers and grades behind them."""
-    with wiring.open_store() as store:
-        found = wiring.find_run(store, run)
+    with lookup.open_store() as store:
+        found = lookup.find_run(store, run)
         report = store.report(found.id)
         names = list(dict.fromkeys(each.benchmark for each in report.estimates))
         if benchmark is not None and benchmark not in names:
             raise UnknownName(f"benchmark in run {found.id}", benchmark, names)
         names = [benchmark] if benchmark else names
         chosen = [each for name in names for each in store.records(found.id, name)[:samples]] if samples else []
-        strata = wiring.strata(store, report, names) if by_stratum else {}
+        strata = _strata(store, report, names) if by_stratum else {}
         if json:
             show.as_json({"run": found, "report": report, "samples": chosen, "strata": strata})
             return
@@ -75,9 +77,9 @@ def show_run(
 @app.command()
 def resume(run: RunName = "latest", json: options.Json = False) -> None:
     """Go on with a run from its last finished sample, with the settings that it was started with."""
-    with wiring.open_store() as store:
+    with lookup.open_store() as store:
         found = store.run(run)
-        report = wiring.measure_again(found, store, show.bars())
+        report = measuring.measure_again(found, store, show.bars())
         if json:
             show.as_json(report)
         else:
@@ -97,9 +99,9 @@ def export(
 
     alpaca-eval: model_outputs.json and annotations.json; mt-bench: model_answer/MODEL.jsonl.
     """
-    with wiring.open_store() as store:
-        found = wiring.find_run(store, run)
-        paths, left_out = wiring.export(store, found, output, format_)
+    with lookup.open_store() as store:
+        found = lookup.find_run(store, run)
+        paths, left_out = exports.export(store, found, output, format_)
     if json:
         show.as_json({"files": [str(path) for path in paths], "left_out": left_out})
         return
@@ -126,13 +128,25 @@ def import_(
     """Read what lm-eval (with --log_samples) or AlpacaEval wrote as a finished run, to compare and to gate."""
     if name is not None and len(paths) > 1:
         raise UserError(f"--name is one name and there are {len(paths)} paths: import them one by one")
-    with wiring.open_store() as store:
+    with lookup.open_store() as store:
         reports = [files.read(path, store, name) for path in paths]
         if json:
             show.as_json(reports)
             return
         for report in reports:
             print_run(store, report)
+
+
+def _strata(store: Store, report: Report, benchmarks: Iterable[str]) -> dict[str, list[tuple[str, Estimate]]]:
+    """By benchmark the scores of its parts. Raises UserError where none of the benchmarks has parts."""
+    from rlhf_bench.harness.run import strata_of
+    from rlhf_bench.suites.imported import recorded
+
+    facts = report.manifest["benchmarks"]
+    found = {name: strata_of(recorded(name, facts[name]), store.records(report.run_id, name)) for name in benchmarks}
+    if not any(found.values()):
+        raise UserError(f"no sample of {', '.join(found)} in run {report.run_id} says which part of it it belongs to")
+    return {name: parts for name, parts in found.items() if parts}
 
 
 def print_record(record: Record) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from rlhf_bench.cli import options, show, wiring
+from rlhf_bench.cli import lookup, measuring, options, scorers, show
 from rlhf_bench.harness.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def signals(
     Length, answers cut at their limit, refusals (a heuristic) and distinct words; with --reference the KL to a model,
     with --reward how far a training reward and the score part. The last two are kept with the runs.
     """
-    with wiring.open_store() as store:
-        found = wiring.find_run(store, run)
-        other = None if against is None else wiring.find_run(store, against, like=found)
+    with lookup.open_store() as store:
+        found = lookup.find_run(store, run)
+        other = None if against is None else lookup.find_run(store, against, like=found)
         runs = [each for each in (found, other) if each is not None]
         if other is not None and other.id == found.id:
             raise UserError(f"run {found.id} is compared with itself: name another with --against")
@@ -79,7 +79,7 @@ def _annotate(run: Run, reference: str | None, reward: str | None, store: Store)
         store,
         policy=None if reference is None else _policy(run, records, store),
         reference=None if reference is None else _engine(reference, run, records, store),
-        reward=None if reward is None else wiring.judge(reward, store, track),
+        reward=None if reward is None else scorers.judge(reward, store, track),
         follow=_follow(run, records) if reference is not None else {},
         track=track,
     )
@@ -92,7 +92,7 @@ def _policy(run: Run, records: Sequence[Record], store: Store) -> Engine:
         raise UserError(
             f"run {run.id} was answered by {run.model}, which is no model on this machine: a KL needs its weights"
         )
-    return _engine(run.model if registered is None else wiring.name_of(registered, store), run, records, store)
+    return _engine(run.model if registered is None else lookup.name_of(registered, store), run, records, store)
 
 
 def _engine(spec: str, run: Run, records: Sequence[Record], store: Store) -> Engine:
@@ -114,8 +114,8 @@ def _follow(run: Run, records: Sequence[Record]) -> Mapping[str, Follow]:
     """How benchmarks of several turns ask the later ones, where the run has any."""
     if not run.settings or all(len(each.completions) <= len(each.sample.requests) for each in records):
         return {}
-    asked = wiring.asked_before(run)
-    chosen = wiring.suite(asked.suite, asked.include_path)
+    asked = measuring.asked_before(run)
+    chosen = lookup.suite(asked.suite, asked.include_path)
     return {each.name: each.follow for each in chosen.benchmarks if each.follow is not None}
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rlhf_bench.cli import options, show, wiring
+from rlhf_bench.cli import lookup, options, show
 
 app = typer.Typer(help="List suites, show one, fetch and verify their data.")
 
@@ -37,7 +37,7 @@ def show_suite(
     """The benchmarks of a suite: version, metric, size, judge, data and where they come from."""
     from rlhf_bench.suites import data
 
-    found = wiring.suite(name)
+    found = lookup.suite(name)
     pins = {each.name: [data.pin(need) for need in each.needs] for each in found.benchmarks}
     if json:
         benchmarks = [
@@ -76,7 +76,7 @@ def fetch(
     """Get and verify the pinned data: from RLHF_BENCH_DATA, the cache, the hub or the origin."""
     from rlhf_bench.suites import data
 
-    wanted = wiring.data_names(names or [])
+    wanted = lookup.data_names(names or [])
     paths = data.fetch(wanted, show.bars())
     if json:
         show.as_json([str(path) for path in paths])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rlhf_bench.cli import show, wiring
+from rlhf_bench.cli import lookup, show
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.dry import Planned
@@ -46,8 +46,8 @@ def report(found: Report) -> None:
     for each in found.estimates:
         if each.why:
             show.say(f"{each.benchmark}: {each.why}")
-    if found.judge == wiring.DEMO_JUDGE:
-        show.say(f"note: {wiring.DEMO_JUDGE} is the reward that the demo trains on: what it judges reads optimistic")
+    if found.judge == lookup.DEMO_JUDGE:
+        show.say(f"note: {lookup.DEMO_JUDGE} is the reward that the demo trains on: what it judges reads optimistic")
 
 
 def costs(found: Report) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rlhf_bench.cli import live, options, show, tables, wiring
+from rlhf_bench.cli import live, lookup, options, show, tables
 from rlhf_bench.cli.data import Format, OnBadRow
 from rlhf_bench.harness.errors import Fault, UserError
 
@@ -46,7 +46,7 @@ Model = Annotated[
     str | None, typer.Option("--model", "-m", help="The model to start from.", show_default="the recipe's base")
 ]
 Backend = Annotated[str, typer.Option(help="Who trains: trl, torch, or one that a package brings.")]
-Alias = Annotated[str | None, typer.Option(callback=wiring.checked_alias, help="A name for the checkpoint.")]
+Alias = Annotated[str | None, typer.Option(callback=lookup.checked_alias, help="A name for the checkpoint.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and do not.")]
 
 
@@ -126,7 +126,7 @@ def dpo(
     set_: Set = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="The policy to start from.", show_default=wiring.DEFAULT_MODEL),
+        typer.Option("--model", "-m", help="The policy to start from.", show_default=lookup.DEFAULT_MODEL),
     ] = None,
     reference: Annotated[
         str | None, typer.Option(help="The reference policy.", show_default="the policy it starts from")
@@ -157,8 +157,8 @@ def _train(asked: Asked, reference: str | None = None) -> None:
     rows, skipped = _rows(asked)
     out = asked.out.absolute()
     track = _track(out.with_name(out.name + ".work") / METRICS)
-    with wiring.open_store() as store:
-        policy = asked.model or wiring.DEFAULT_MODEL
+    with lookup.open_store() as store:
+        policy = asked.model or lookup.DEFAULT_MODEL
         start = resolve(policy if asked.kind == "dpo" else recipe.base, store, track)
         anchor = start if reference is None else resolve(reference, store, track)
         rows, plan = _planned(recipe, rows, skipped, start, asked.on_bad_row)
@@ -192,7 +192,7 @@ def _rows(asked: Asked) -> tuple[list[Any], dict[str, int]]:
     """The data as the recipe takes them, and how many rows were left out, by reason."""
     from rlhf_bench.trainers.data import read_conversations, read_preferences
 
-    if asked.data == wiring.DEMO:
+    if asked.data == lookup.DEMO:
         return _demo(asked.kind), {}
     read = read_conversations if asked.kind == "sft" else read_preferences
     rows: Any = read(asked.data, form=asked.form, on_bad_row=asked.on_bad_row)
@@ -204,7 +204,7 @@ def _demo(kind: Kind) -> list[Any]:
     from rlhf_bench.harness.types import Message
     from rlhf_bench.trainers.preferences import conversation, damaged_preferences
 
-    samples = wiring.prompts(wiring.DEMO)
+    samples = lookup.prompts(lookup.DEMO)
     if kind == "sft":
         return [(*conversation(each), Message("assistant", each.reference)) for each in samples]
     return damaged_preferences(samples, seed=0)
