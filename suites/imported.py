@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from rlhf_bench.harness.codec import digest, plain
 from rlhf_bench.harness.errors import UserError
-from rlhf_bench.harness.run import estimates_of
+from rlhf_bench.harness.estimates import estimates_of
 from rlhf_bench.harness.store import Run, Store
 from rlhf_bench.harness.types import Benchmark, EvalProtocol, Record, Report
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from rlhf_bench import suites
 from rlhf_bench.harness.errors import MissingData, UserError
-from rlhf_bench.harness.run import estimates_of
+from rlhf_bench.harness.estimates import estimates_of
 from rlhf_bench.harness.types import Battle, Completion, EvalProtocol, Message, Record, Sample, Score
 from rlhf_bench.suites import alpaca_eval, protocol
 from rlhf_bench.suites.alpaca_eval import BENCHMARK, MAX_TOKENS, shape

@@ -15,7 +15,8 @@ from lm_eval.api.model import LM
 
 from rlhf_bench import suites
 from rlhf_bench.harness.errors import MissingData, UnknownName, UserError
-from rlhf_bench.harness.run import evaluate, strata_of
+from rlhf_bench.harness.estimates import strata_of
+from rlhf_bench.harness.run import evaluate
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Benchmark, Completion, EvalProtocol, Sample
 

@@ -11,7 +11,8 @@ import pytest
 from tests.suites.talk import Talks, judge
 
 from rlhf_bench import suites
-from rlhf_bench.harness.run import estimates_of, evaluate
+from rlhf_bench.harness.estimates import estimates_of
+from rlhf_bench.harness.run import evaluate
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Benchmark, Completion, Record, Request, Sample, Score, Suite
 from rlhf_bench.suites import alpaca_eval, arena_hard, mt_bench, protocol

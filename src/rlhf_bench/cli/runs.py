@@ -139,7 +139,7 @@ def import_(
 
 def _strata(store: Store, report: Report, benchmarks: Iterable[str]) -> dict[str, list[tuple[str, Estimate]]]:
     """By benchmark the scores of its parts. Raises UserError where none of the benchmarks has parts."""
-    from rlhf_bench.harness.run import strata_of
+    from rlhf_bench.harness.estimates import strata_of
     from rlhf_bench.suites.imported import recorded
 
     facts = report.manifest["benchmarks"]
