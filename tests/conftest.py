@@ -18,9 +18,10 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from rlhf_bench.harness.store import Store
 
-# The same examples at each run, so that a red run is of the change at hand; `make test-all` looks for new ones.
-settings.register_profile("pinned", derandomize=True)
-settings.register_profile("explore", derandomize=False)
+# The same examples at each run, so that a red run is of the change at hand; `make test-all` looks for new ones. No test
+# is about time.
+settings.register_profile("pinned", derandomize=True, deadline=None)
+settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "pinned"))
 
 ROOT = Path(__file__).resolve().parent.parent
