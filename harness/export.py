@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rlhf_bench.harness.checkpoint import DECISIVE, checkpoint_digest, decisive_files, verify
 from rlhf_bench.harness.errors import Fault, UserError
-from rlhf_bench.harness.files import flush, only_one
+from rlhf_bench.harness.files import flush, only_one, user_path
 from rlhf_bench.harness.types import Checkpoint
 
 BESIDE = ("recipe.json", "metrics.jsonl")
@@ -145,9 +145,9 @@ def _converter() -> Path:
         raise UserError(
             f"no {CONVERTER} here: it comes with llama.cpp; put it on the PATH, or name it in {CONVERTER_VARIABLE}"
         )
-    if not Path(found).expanduser().is_file():
+    if not user_path(found).is_file():
         raise UserError(f"{CONVERTER_VARIABLE} names {found}, which is no file")
-    return Path(found).expanduser()
+    return user_path(found)
 
 
 @contextmanager

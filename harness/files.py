@@ -18,7 +18,7 @@ from rlhf_bench.harness.errors import Fault, UserError
 
 def write(path: Path, text: str) -> None:
     """Write `text` beside `path`, flush it and rename it into place. Raises Fault, and what was there stays."""
-    draft = path.with_name(path.name + ".tmp")
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("w", encoding="utf-8") as file:
@@ -28,6 +28,14 @@ def write(path: Path, text: str) -> None:
         draft.replace(path)
     except OSError as error:
         raise Fault(f"cannot write {path}: {error.strerror}") from error
+
+
+def user_path(text: str | Path) -> Path:
+    """The path with a leading ~ or ~NAME as that user's home; a name that nobody has here is kept as it is given."""
+    try:
+        return Path(os.path.expanduser(text))
+    except ValueError:  # a zero byte, which is in no file's name
+        return Path(text)
 
 
 def flush(folder: Path) -> None:

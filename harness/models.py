@@ -12,6 +12,7 @@ from rlhf_bench.harness.checkpoint import checkpoint_digest, verify
 from rlhf_bench.harness.engines import Engine
 from rlhf_bench.harness.engines.scripted import scripted_engine
 from rlhf_bench.harness.errors import MissingData, UnknownName, UserError
+from rlhf_bench.harness.files import user_path
 from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Checkpoint
@@ -80,7 +81,7 @@ def open_engine(
     if spec.startswith(OUTPUTS):
         from rlhf_bench.harness.engines.replayed import replayed
 
-        return replayed(Path(spec.removeprefix(OUTPUTS)).expanduser())
+        return replayed(user_path(spec.removeprefix(OUTPUTS)))
     if spec.startswith(OPENAI):
         from rlhf_bench.harness.engines.openai import OpenAIEngine
 

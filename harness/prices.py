@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.files import user_path
 from rlhf_bench.harness.types import Request
 
 PACKAGED = Path(__file__).with_name("prices.yaml")
@@ -65,7 +66,7 @@ def price_of(model: str) -> Price | None:
     Raises UserError for a table that is not one.
     """
     given = os.environ.get("RLHF_BENCH_PRICES")
-    table = _read(PACKAGED) | (_read(Path(given).expanduser()) if given else {})
+    table = _read(PACKAGED) | (_read(user_path(given)) if given else {})
     if model in table:
         return table[model]
     begins = [name for name in table if re.fullmatch(re.escape(name) + r"-\d[\d-]*", model)]

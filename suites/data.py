@@ -25,6 +25,7 @@ from typing import IO, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from rlhf_bench.harness.errors import MissingData, UnknownName, UserError
+from rlhf_bench.harness.files import user_path
 from rlhf_bench.harness.progress import Advance, Track, silent
 from rlhf_bench.suites.archives import csv_content, csv_rows, is_archive
 from rlhf_bench.suites.pins import PINS, Pin
@@ -106,7 +107,7 @@ def _roots() -> Iterator[Path]:
     """The mirror if there is one, then the cache."""
     given = os.environ.get("RLHF_BENCH_DATA")
     if given:
-        mirror = Path(given).expanduser()
+        mirror = user_path(given)
         if not mirror.is_dir():
             raise UserError(
                 f"RLHF_BENCH_DATA={given} is not a folder: set it to the folder of the pinned data, or unset it"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_bench.harness.errors import MissingData, UnknownName
+from rlhf_bench.harness.files import user_path
 from rlhf_bench.harness.judges.llm import PairPrompt, ranking_prompt, weighted_prompt
 
 WEIGHTED = "weighted"
@@ -83,5 +84,5 @@ def _places(published: _Published) -> Iterator[list[Path]]:
         folder = Path(root) / "evaluators_configs"
         yield [folder / published.name / "configs.yaml", folder / published.template]
     if mirror := os.environ.get("RLHF_BENCH_DATA"):
-        judge = Path(mirror).expanduser() / "alpaca_eval" / "judge"
+        judge = user_path(mirror) / "alpaca_eval" / "judge"
         yield [judge / "configs.yaml", judge / Path(published.template).name]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.cli.conftest import Call
 
@@ -104,6 +104,8 @@ def test_a_folder_named_like_a_run_is_one_of_files_only_with_results_in_it(home:
 
 
 @given(st.text(max_size=20))
+@example("~nobody-of-this-name/a.json")
+@example("~\0")
 def test_no_name_breaks_the_question_what_it_means(text: str) -> None:
     assert is_file(text) in (True, False)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlhf_bench.harness.checkpoint import DECISIVE, chat_template_digest
 from rlhf_bench.harness.errors import UnknownName, UserError
+from rlhf_bench.harness.files import user_path
 from rlhf_bench.harness.types import Checkpoint, Conversation, Message
 
 HERE = Path(__file__).parent
@@ -70,7 +71,7 @@ def template_text(template: str) -> str:
     if template in _packaged():
         return (HERE / f"{template}.jinja").read_text(encoding="utf-8")
     try:
-        return Path(template).expanduser().read_text(encoding="utf-8")
+        return user_path(template).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UnknownName("chat template", template, _packaged(), "A path to a Jinja file works too.") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from rlhf_bench.harness.errors import MissingData, UserError
+from rlhf_bench.harness.files import user_path
 from rlhf_bench.trainers.data.turns import BadRow
 
 Row: TypeAlias = Mapping[str, Any]
@@ -53,10 +54,10 @@ def raw_rows(source: str | Path) -> Iterator[Raw]:
 
 
 def _local(name: str) -> Iterator[Any]:
-    path = Path(name).expanduser()
+    path = user_path(name)
     folder, colon, split = name.rpartition(":")
-    if not path.exists() and colon and Path(folder).expanduser().is_dir():
-        return _folder(Path(folder).expanduser(), split, name)
+    if not path.exists() and colon and user_path(folder).is_dir():
+        return _folder(user_path(folder), split, name)
     if path.is_dir():
         return _folder(path, "", name)
     if not path.is_file():

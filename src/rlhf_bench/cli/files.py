@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from rlhf_bench.harness.errors import UnknownName, UserError
+from rlhf_bench.harness.files import user_path
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -131,8 +132,8 @@ def _parted(text: str) -> tuple[Path, str | None]:
         for place in places:
             path = Path(text[:place])
             if text[place + 1 :] and (os.path.isfile(path) or _SUFFIX.search(path.name)):
-                return path.expanduser(), text[place + 1 :]
-    return Path(text).expanduser(), None
+                return user_path(path), text[place + 1 :]
+    return user_path(text), None
 
 
 def _kind(path: Path) -> Kind:

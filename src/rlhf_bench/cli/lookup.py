@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_bench.harness.errors import UnknownName, UserError
+from rlhf_bench.harness.files import user_path
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.store import Run, Store
@@ -32,7 +33,7 @@ def default_model(store: Store) -> str:
 def lasting(spec: str) -> str:
     """The name of a model or judge, with the file in it named so that it is found from any folder."""
     kind, colon, file = spec.partition(":")
-    return f"{kind}:{Path(file).expanduser().absolute()}" if kind in ("outputs", "replay") and colon else spec
+    return f"{kind}:{user_path(file).absolute()}" if kind in ("outputs", "replay") and colon else spec
 
 
 def suite(names: str, include_path: Sequence[str] = ()) -> Suite:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_bench.cli import lookup
 from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.files import user_path
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.engines import Engine
@@ -79,7 +79,7 @@ def judge(
     if kind == "replay":
         from rlhf_bench.harness.judges.replay import replay
 
-        return replay(Path(name).expanduser())
+        return replay(user_path(name))
     if kind in ("openai", "llm"):
         from rlhf_bench.harness.judges.llm import LLMJudge
         from rlhf_bench.harness.models import open_engine
