@@ -240,6 +240,12 @@ def loop_of(arm: Arm, ready: Ready) -> LoopConfig:
     once = arm in ("offline", "best-of-n")
     size = {"offline": len(ready.labelled), "best-of-n": setting.few * setting.prompts}.get(arm, setting.prompts)
     seed = {"seed": ready.seed}
+    recipe = (
+        {"sft": setting.best.model_copy(update=seed)}
+        if arm == "best-of-n"
+        else {"dpo": setting.dpo.model_copy(update=seed)}
+    )
+    answers = {"max_tokens": setting.max_tokens, "engine": "hf"} | ({} if arm == "offline" else {"n": setting.n})
     return LoopConfig(
         name=arm,
         model="sft",
@@ -247,10 +253,9 @@ def loop_of(arm: Arm, ready: Ready) -> LoopConfig:
         preferences="the labels" if arm == "offline" else None,
         prompts_per_iteration=size,
         iterations=1 if once else setting.few if arm == "concise" else setting.iterations,
-        answers=AnswersConfig(n=setting.n, max_tokens=setting.max_tokens, engine="hf"),
+        answers=AnswersConfig(**answers),
         pairs=PairsConfig(length_penalty=setting.penalty if arm == "concise" else 0.0),
-        dpo=setting.dpo.model_copy(update=seed),
-        sft=setting.best.model_copy(update=seed),
+        **recipe,
         backend=BACKEND,
         on_hold="continue" if arm == "gated" else "follow",
         seed=ready.seed,

@@ -221,7 +221,7 @@ def test_too_few_prompts_are_one_line(store: Store) -> None:
 
 def test_given_pairs_are_planned_without_answers(store: Store, tiny_checkpoint: Path) -> None:
     found = online.loop_plan(
-        config(model=str(tiny_checkpoint), preferences="pairs.jsonl"),
+        config(model=str(tiny_checkpoint), preferences="pairs.jsonl", answers={"max_tokens": 64}),
         store,
         home_folder(),
         preferences=PAIRS,

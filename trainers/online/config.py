@@ -9,22 +9,26 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from rlhf_bench.harness.config import Config, read_config
 from rlhf_bench.harness.errors import UnknownName
+from rlhf_bench.trainers.online.effects import idle, within
 from rlhf_bench.trainers.online.notify import NotifyConfig
 from rlhf_bench.trainers.recipes import DPORecipe, SFTRecipe
 
-C = TypeVar("C", bound=Config)
 PRESETS = Path(__file__).parent / "presets"
 Stage = Literal["answers", "score", "pair", "train", "measure"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 FRESH = "fresh_prompts"
+RETRIED = "retried"
+"""Context of the validation of a loop's settings as a retry changes them: those of the loop may act elsewhere."""
 TOURNAMENTS = ("pm", "openai", "llm", "scripted", "replay")
 """Kinds of `reward` that say which of two answers is better, and give none a number."""
+ASKED = ("openai", "llm")
+"""Those of them that are language models, whose calls can fail."""
 FIXED = (
     "name",
     "model",
@@ -103,7 +107,7 @@ class LoopConfig(Config):
     which a stage runs in a process of its own: "" for a plain one, "torchrun --nproc-per-node 8", "srun --gres=gpu:8".
     `probes` are a few prompts that every candidate answers, to read side by side: packaged, a file, or null for none.
     `notify` is who is told. These four may change while a loop runs: none of them changes a result, but for `partial`
-    where a judge failed.
+    where a judge failed. A setting that has no effect under the others, in no retry either, is refused.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -142,54 +146,74 @@ class LoopConfig(Config):
         return launch
 
     @model_validator(mode="after")
-    def _settings_have_an_effect(self) -> LoopConfig:
+    def _settings_have_an_effect(self, info: ValidationInfo) -> LoopConfig:
+        if info.context == RETRIED:
+            return self
         if (self.on_hold == "retry") != bool(self.retries):
             raise ValueError("retries and on_hold: retry go together: give both, or neither")
-        ranks = self.reward.partition(":")[0] in TOURNAMENTS and ":" in self.reward
-        for option in ("length_penalty", "min_margin"):
-            if ranks and getattr(self.pairs, option):
-                raise ValueError(f"pairs.{option} needs rewards, and '{self.reward}' only ranks: leave it out")
-        if self.method == "sft" and self.pairs.min_margin:
-            raise ValueError("pairs.min_margin needs pairs, and method sft takes the best answer alone: leave it out")
-        if self.preferences is not None and self.pairs != PairsConfig():
-            raise ValueError("pairs says how answers become pairs, and preferences are pairs already: leave one out")
-        for number in range(len(self.retries)):
-            self.retry(number)
+        tried = [idle(self.retry(number)) for number in range(len(self.retries))]
+        for name, why in idle(self).items():
+            if all(name in each for each in tried):
+                raise ValueError(f"{name} has no effect, since {why}: leave it out")
+        for number, each in enumerate(tried):
+            for name, why in each.items():
+                if any(within(name, key) for key in self.retries[number]):
+                    raise ValueError(f"retries.{number}: {name} has no effect, since {why}: leave it out")
         return self
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the reward compares answers, and gives none a number."""
+        kind, colon, _ = self.reward.partition(":")
+        return bool(colon) and kind in TOURNAMENTS
+
+    @property
+    def asks(self) -> bool:
+        """Whether the reward is a language model, whose calls can fail."""
+        return self.ranks and self.reward.startswith(ASKED)
 
     def retry(self, number: int) -> LoopConfig:
         """These settings as the retry of this number (from 0) changes them. Raises ValueError where it cannot."""
         changes = dict(self.retries[number])
         if not isinstance(changes.pop(FRESH, False), bool):
             raise ValueError(f"retries.{number}.{FRESH} is true or false")
-        found = self.model_copy(update={"on_hold": "stop", "retries": ()})
+        values: dict[str, Any] = {**_values(self), "on_hold": "stop", "retries": ()}
         for key, value in changes.items():
             held = [key.partition(".")[0], key]
             inner = [f"{key}.{name}" for name in value] if isinstance(value, dict) else []
             if any(name in FIXED for name in (*held, *inner)):
                 raise ValueError(f"retries.{number} cannot change {key}: it is fixed for the whole loop")
             try:
-                found = _changed(found, key.split("."), value)
-            except ValidationError as error:
-                why = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-                raise ValueError(f"retries.{number}: {key} {value!r}: {why}") from None
+                values = _with(values, key.split("."), value)
             except KeyError:
                 raise ValueError(f"retries.{number} has no setting named '{key}'") from None
-        return found
+        try:
+            return LoopConfig.model_validate(values, context=RETRIED)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where, why = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+            named = [key for key in changes if within(key, where) or within(where, key)]
+            told = f"{named[0]} {changes[named[0]]!r}: {why}" if named else why
+            raise ValueError(f"retries.{number}: {told}") from None
 
     def fresh(self, number: int) -> bool:
         """Whether the retry of this number asks prompts that no iteration has."""
         return bool(self.retries[number].get(FRESH, False))
 
 
-def _changed(config: C, path: Sequence[str], value: Any) -> C:
-    """The settings with the one at `path` set, checked again. Raises KeyError for a path that leads nowhere."""
-    values = {name: getattr(config, name) for name in type(config).model_fields}
-    inner = values[path[0]]
-    if len(path) > 1 and not isinstance(inner, Config):
-        raise KeyError(path[1])
-    values[path[0]] = _changed(inner, path[1:], value) if len(path) > 1 else value
-    return type(config).model_validate(values)
+def _values(config: Config) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in type(config).model_fields}
+
+
+def _with(values: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """The values with the one at `path` replaced, not checked yet. Raises KeyError for a path that leads nowhere."""
+    name, *rest = path
+    inner = values[name]
+    if not rest:
+        return {**values, name: value}
+    if not isinstance(inner, Config | dict):
+        raise KeyError(rest[0])
+    return {**values, name: _with(_values(inner) if isinstance(inner, Config) else inner, rest, value)}
 
 
 def packaged() -> list[str]:

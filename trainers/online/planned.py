@@ -16,7 +16,7 @@ from functools import reduce
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.models import OPENAI
 from rlhf_bench.harness.prices import CHARS_PER_TOKEN, Price, Usage
-from rlhf_bench.trainers.online.config import STAGES, TOURNAMENTS, LoopConfig, Stage
+from rlhf_bench.trainers.online.config import STAGES, LoopConfig, Stage
 from rlhf_bench.trainers.recipes import Training
 
 EXPECTED_TOKENS = 700
@@ -189,7 +189,7 @@ def _iteration(config: LoopConfig, facts: Facts, number: int) -> Work:
     prompts, given = config.prompts_per_iteration, config.preferences is not None
     answers = 0 if given else prompts * config.answers.n
     length, recipe = expected_tokens(config, facts), recipe_of(config)
-    compares = ":" in config.reward and config.reward.partition(":")[0] in TOURNAMENTS
+    compares = config.ranks
     matches = prompts * comparisons(config.answers.n) if compares and not given else 0
     trained = prompts * recipe.epochs * (1 if config.method == "sft" else 2) * (facts.prompt_tokens + length)
     evaluations = 1 + (facts.first_evaluations if number == 1 else 0)

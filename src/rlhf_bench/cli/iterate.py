@@ -325,7 +325,7 @@ def _print_end(done: list[Iteration], plan: LoopConfig, store: Store) -> None:
         for name, digest, parent, made in rows
     ]
     tables.lineage(marked)
-    if plan.judge == plan.reward:
+    if plan.preferences is None and plan.judge == plan.reward:
         show.say(
             f"note: {plan.judge} judges the chat and is also the training reward, so the chat rows read optimistic;"
         )

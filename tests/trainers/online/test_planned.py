@@ -108,7 +108,7 @@ def test_given_pairs_ask_for_no_answers_and_no_rewards() -> None:
 
 def test_best_of_n_trains_on_one_answer_a_prompt() -> None:
     sft = {"batch_size": 4, "micro_batch": 2, "epochs": 1}
-    work = plan_of(config(method="sft", sft=sft), replace(FACTS, answer_tokens=100.0)).iterations[0]
+    work = plan_of(config(method="sft", dpo={}, sft=sft), replace(FACTS, answer_tokens=100.0)).iterations[0]
     assert work.trained_tokens == 10 * 150 and work.steps == 3
     assert work.hours["train"] == pytest.approx(1_500 / 200 / 3600)  # and no reference reads it
 

@@ -9,25 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from tests.trainers.online.loop_driver import POLICY, SUITE, samples
+from tests.trainers.online.conftest import GIVEN, SETTINGS, SFT, files, rows
+from tests.trainers.online.loop_driver import POLICY, samples
 
 from rlhf_bench.harness.checkpoint import checkpoint_digest
 from rlhf_bench.harness.engines.scripted import scripted_engine
 from rlhf_bench.harness.errors import Fault, UnknownName, UserError
 from rlhf_bench.harness.judges.llm import LLMJudge
 from rlhf_bench.harness.judges.replay import scripted_judge
-from rlhf_bench.harness.models import open_engine
-from rlhf_bench.harness.policy import Guard, Policy, Target
 from rlhf_bench.harness.progress import silent
 from rlhf_bench.harness.promote import promote_by_force
-from rlhf_bench.harness.run import evaluate
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import (
     Battle,
     Checkpoint,
     Conversation,
-    EvalProtocol,
     Message,
     Preference,
     Report,
@@ -42,72 +38,10 @@ from rlhf_bench.trainers.online import (
     LoopConfig,
     Scoring,
     iterate,
-    reward_scoring,
     run_stage,
     set_aside,
 )
 from rlhf_bench.trainers.online.scoring import scored
-
-SETTINGS: dict[str, Any] = {
-    "name": "small",
-    "model": "start",
-    "iterations": 1,
-    "prompts_per_iteration": 3,
-    "answers": {"n": 4, "temperatures": [1.2], "max_tokens": 40},
-    "dpo": {
-        "epochs": 1,
-        "batch_size": 2,
-        "micro_batch": 1,
-        "learning_rate": 1e-2,
-        "dtype": "float32",
-        "max_length": 512,
-    },
-    "sft": {"batch_size": 2, "learning_rate": 1e-2, "dtype": "float32", "max_length": 512, "packing": False},
-    "backend": "torch",
-}
-NEVER = Policy(
-    name="never",
-    targets=(Target(benchmark="vowels", metric="share", min_effect=0.9),),
-    guards=(Guard(benchmark="short", metric="acc", margin=0.5),),
-)
-"""A policy that no candidate satisfies."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def line(tmp_path: Path, talker: Path, reward: Path) -> Iterator[Callable[..., Line]]:
-    """A loop on the tiny model; settings change the config, keywords the rest of it."""
-    store = Store(f"sqlite:///{tmp_path}/store.db")
-    store.register(Checkpoint(str(talker), checkpoint_digest(talker)), alias="start")
-
-    def measure(checkpoint: Checkpoint) -> Report:
-        return evaluate(SUITE, open_engine(checkpoint.path, store), protocol=EvalProtocol("test"), store=store, limit=4)
-
-    def make(settings: dict[str, Any] | None = None, **changes: Any) -> Line:
-        known: dict[str, Any] = {
-            "config": LoopConfig.model_validate(SETTINGS | (settings or {})),
-            "store": store,
-            "policy": NEVER,
-            "scoring": lambda: reward_scoring(Checkpoint(str(reward), checkpoint_digest(reward)), "reward"),
-            "measure": measure,
-            "home": tmp_path,
-            "prompts": samples(12, 8),
-        }
-        return Line(**known | changes)
-
-    with store:
-        yield make
-
-
-def files(line: Line, pattern: str, number: int = 1) -> list[Path]:
-    return sorted((line.work / f"iteration-{number}").glob(pattern))
 
 
 def told(done: Sequence[Iteration]) -> list[Any]:
@@ -118,13 +52,9 @@ def told(done: Sequence[Iteration]) -> list[Any]:
     ]
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(text) for text in path.read_text().splitlines()]
-
-
 def test_pairs_that_are_given_take_the_place_of_answers_and_rewards(line: Callable[..., Line]) -> None:
     pairs = [Preference((Message("user", f"Say {i}."),), f"the sea {i}", f"gas {i}") for i in range(7)]
-    offline = line({"preferences": "pairs.jsonl"}, preferences=pairs, prompts=())
+    offline = line(GIVEN, preferences=pairs, prompts=())
     done = list(iterate(offline))
     assert done[0].pairs == 3 and not done[0].rows
     assert {row["chosen"] for row in rows(files(offline, "pairs-*")[0])} < {pair.chosen for pair in pairs}
@@ -134,11 +64,11 @@ def test_pairs_that_are_given_take_the_place_of_answers_and_rewards(line: Callab
 def test_there_is_no_stage_of_answers_where_pairs_are_given(line: Callable[..., Line]) -> None:
     pairs = [Preference((Message("user", "Say."),), "the sea", f"gas {i}") for i in range(3)]
     with pytest.raises(UserError, match="no stage 'score'"):
-        list(iterate(line({"preferences": "pairs.jsonl"}, preferences=pairs), until="score"))
+        list(iterate(line(GIVEN, preferences=pairs), until="score"))
 
 
 def test_best_of_n_is_tuned_on_the_best_answer_of_each_prompt(line: Callable[..., Line]) -> None:
-    tuned = line({"method": "sft"})
+    tuned = line(SFT)
     done = list(iterate(tuned))
     best = {row["response"] for row in rows(files(tuned, "pairs-*")[0])}
     for row in done[0].rows:
@@ -304,9 +234,7 @@ def test_contaminated_prompts_are_kept_where_the_config_says_so(line: Callable[.
 
 def test_contaminated_pairs_are_left_out_too(line: Callable[..., Line]) -> None:
     pairs = [Preference((Message("user", f"Say {i}."),), f"the sea {i}", f"gas {i}") for i in range(6)]
-    clean = line(
-        {"preferences": "pairs.jsonl"}, preferences=pairs, prompts=(), contaminated=lambda prompts: {"0", "2", "4"}
-    )
+    clean = line(GIVEN, preferences=pairs, prompts=(), contaminated=lambda prompts: {"0", "2", "4"})
     done = list(iterate(clean))
     assert {pair.chosen for pair in done[0].learned.pairs} == {"the sea 1", "the sea 3", "the sea 5"}
 
