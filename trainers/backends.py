@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rlhf_bench.harness.checkpoint import check_finite, checkpoint_digest, verify
 from rlhf_bench.harness.codec import digest, plain
@@ -30,7 +30,7 @@ from rlhf_bench.harness.files import flush, only_one, write
 from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.types import Checkpoint, Conversation, Preference
 from rlhf_bench.trainers.chat import check_talks, dressed, template_text
-from rlhf_bench.trainers.recipes import KINDS, DPORecipe, PreferenceRecipe, RewardRecipe, SFTRecipe
+from rlhf_bench.trainers.recipes import KINDS, DPORecipe, PreferenceRecipe, RewardRecipe, SFTRecipe, Training
 from rlhf_bench.trainers.starts import check_speaks
 
 GROUP = "rlhf_bench.trainers"
@@ -94,6 +94,17 @@ class Fit(Protocol):
     ) -> Mapping[str, int]: ...
 
 
+@runtime_checkable
+class Checks(Protocol):
+    """A back end that says beforehand what it lacks; one need not.
+
+    `check_recipe` raises UserError for an option of the recipe that its fit functions would refuse. With `start`, the
+    model that is to be trained by this process, also for what this machine lacks; None where that is another's to say.
+    """
+
+    def check_recipe(self, recipe: Training, start: Checkpoint | None) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """Trains by the named back end, whose libraries are loaded only if there is something left to train.
@@ -105,6 +116,15 @@ class Backend:
 
     name: str
     load: Callable[[], Fit]
+
+    def check(self, recipe: Training, start: Checkpoint | None) -> None:
+        """Raise UserError for a recipe that the back end would refuse, as far as it can say so without data.
+
+        `start` is the model where this process is to train it, else None.
+        """
+        fit = self._loaded(next(kind for kind, cls in KINDS.items() if isinstance(recipe, cls)))
+        if isinstance(fit, Checks):
+            fit.check_recipe(recipe, start)
 
     def train_sft(
         self,
@@ -195,7 +215,7 @@ class Backend:
         if not out.exists():
             with _disk_faults(out):
                 if rank():
-                    self._join(out, lambda: fit(self._loaded(made), work))
+                    self._join(out, lambda: fit(self._loaded(made["trainer"]), work))
                 else:
                     self._make(made, models, out, work, fit)
         known = _same(out / RECIPE, made, f"{out} holds another model")
@@ -220,7 +240,7 @@ class Backend:
                 verify(model)
             begun = _begin(work / "made.json", made)
             try:
-                facts = fit(self._loaded(made), work)
+                facts = fit(self._loaded(made["trainer"]), work)
             except UserError:
                 if begun:  # refused before anything was made: the next recipe finds nothing to go on from
                     _clear(work)
@@ -239,10 +259,10 @@ class Backend:
                 raise Fault(f"process {rank()} sees no {out}: all processes need the same folder, on shared storage")
             time.sleep(0.05)
 
-    def _loaded(self, made: Mapping[str, Any]) -> Fit:
-        fit = self.load()
-        if not hasattr(fit, f"fit_{made['trainer']}"):
-            raise UserError(f"the back end '{self.name}' has no fit_{made['trainer']}: use --backend trl")
+    def _loaded(self, kind: str) -> Fit:
+        fit, name = self.load(), f"fit_{kind}"
+        if name not in dir(fit) and not hasattr(fit, name):  # the first way imports nothing
+            raise UserError(f"the back end '{self.name}' has no {name}: use --backend trl")
         return fit
 
 

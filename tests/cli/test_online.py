@@ -219,6 +219,19 @@ def test_too_few_prompts_are_one_line(store: Store) -> None:
         plan(store, config(), lookup.prompts("demo")[:3])
 
 
+def test_a_recipe_that_the_back_end_lacks_is_refused_by_the_plan_and_what_the_machine_lacks_is_a_note(
+    store: Store, tiny_checkpoint: Path
+) -> None:
+    with pytest.raises(UserError, match="'simpo' is not one of TRL's"):
+        plan(store, config(dpo={"loss": "simpo"}))
+    with pytest.raises(UserError, match=r"retries\.0: the torch back end has no shard fsdp"):
+        plan(store, config(on_hold="retry", retries=[{"backend": "torch", "dpo.shard": "fsdp"}]))
+    elsewhere = config(model=str(tiny_checkpoint), dpo={"shard": "fsdp"})
+    assert any(note.startswith("it does not train here: shard fsdp") for note in plan(store, elsewhere).notes)
+    launched = elsewhere.model_copy(update={"launch": {"train": "torchrun --nproc-per-node 8"}})
+    assert not any("does not train here" in note for note in plan(store, launched).notes)
+
+
 def test_given_pairs_are_planned_without_answers(store: Store, tiny_checkpoint: Path) -> None:
     found = online.loop_plan(
         config(model=str(tiny_checkpoint), preferences="pairs.jsonl", answers={"max_tokens": 64}),

@@ -26,7 +26,8 @@ from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers import losses
 from rlhf_bench.trainers.backends import get_backend
 from rlhf_bench.trainers.recipes import LoRA, Training
-from rlhf_bench.trainers.trl.run import Watch, sharding
+from rlhf_bench.trainers.trl.options import sharding
+from rlhf_bench.trainers.trl.run import Watch
 from rlhf_bench.trainers.trl.steps import Order
 
 TRL = get_backend("trl")

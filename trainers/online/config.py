@@ -196,6 +196,10 @@ class LoopConfig(Config):
             told = f"{named[0]} {changes[named[0]]!r}: {why}" if named else why
             raise ValueError(f"retries.{number}: {told}") from None
 
+    def attempts(self) -> tuple[LoopConfig, ...]:
+        """These settings, and as each retry changes them."""
+        return (self, *(self.retry(number) for number in range(len(self.retries))))
+
     def fresh(self, number: int) -> bool:
         """Whether the retry of this number asks prompts that no iteration has."""
         return bool(self.retries[number].get(FRESH, False))

@@ -22,6 +22,7 @@ from rlhf_bench.harness.types import Checkpoint, Preference, Report, Request, Sa
 from rlhf_bench.trainers.backends import get_backend
 from rlhf_bench.trainers.chat import check_talks
 from rlhf_bench.trainers.online.config import LoopConfig, Stage, settings_of
+from rlhf_bench.trainers.online.planned import recipe_of
 from rlhf_bench.trainers.online.scoring import Scoring
 from rlhf_bench.trainers.preferences import conversation
 from rlhf_bench.trainers.starts import check_speaks
@@ -95,6 +96,7 @@ def begin(line: Line) -> Checkpoint:
     check_talks(start)
     check_speaks(start)
     _check_names(line)
+    check_recipes(config, start)
     asked = list(line.prompts) if config.preferences is None else prompts_of(line.preferences)
     left_out = sorted(line.contaminated(asked)) if config.contaminated == "drop" else []
     batch([sample for sample in asked if sample.id not in set(left_out)], config, 1, 0)
@@ -124,10 +126,22 @@ def _fixed(line: Line) -> dict[str, Any]:
     return found | {"data of prompts": asked, "model of reward": line.scoring().identity}
 
 
+def check_recipes(config: LoopConfig, start: Checkpoint | None) -> None:
+    """Raise UserError for a recipe, the loop's or a retry's, that its back end refuses.
+
+    With `start`, the model to begin with, what this machine lacks is refused too, unless a command of `launch` trains.
+    """
+    for number, each in enumerate(config.attempts()):
+        try:
+            get_backend(each.backend).check(recipe_of(each), None if each.launch.get("train") else start)
+        except UserError as error:
+            raise (UserError(f"retries.{number - 1}: {error}") if number else error) from None
+
+
 def _check_names(line: Line) -> None:
     """Raise UserError for a name in the settings, or in a retry's, that means nothing here."""
     config = line.config
-    for each in (config, *(config.retry(number) for number in range(len(config.retries)))):
+    for each in config.attempts():
         get_backend(each.backend)
         if config.preferences is None:
             for name in set(each.answers.policies) - set(KNOWN):

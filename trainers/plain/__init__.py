@@ -12,5 +12,6 @@ from rlhf_bench.trainers.plain.dpo import fit_dpo
 from rlhf_bench.trainers.plain.preference import fit_preference
 from rlhf_bench.trainers.plain.reward import fit_reward
 from rlhf_bench.trainers.plain.sft import fit_sft
+from rlhf_bench.trainers.plain.steps import check_recipe
 
-__all__ = ["fit_dpo", "fit_preference", "fit_reward", "fit_sft"]
+__all__ = ["check_recipe", "fit_dpo", "fit_preference", "fit_reward", "fit_sft"]

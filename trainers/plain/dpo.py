@@ -35,7 +35,7 @@ from rlhf_bench.trainers.plain.steps import (
     adamw,
     add,
     batches,
-    check_options,
+    check_recipe,
     computing,
     descend,
     learning_rate,
@@ -57,7 +57,7 @@ def fit_dpo(
     track: Track,
 ) -> Mapping[str, int]:
     """Minimise the recipe's loss of the policy against the reference, in `work / "model"`."""
-    check_options(recipe, policy)
+    check_recipe(recipe, policy)
     with quiet(), faults(work):
         tokenizer = tokenizer_of(policy)
         if reference.digest != policy.digest and tokenizer_of(reference).get_vocab() != tokenizer.get_vocab():

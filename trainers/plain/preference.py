@@ -29,7 +29,7 @@ from rlhf_bench.trainers.plain.steps import (
     adamw,
     add,
     batches,
-    check_options,
+    check_recipe,
     computing,
     descend,
     learning_rate,
@@ -44,7 +44,7 @@ def fit_preference(
     recipe: PreferenceRecipe, preferences: Sequence[Preference], base: Checkpoint, work: Path, track: Track
 ) -> Mapping[str, int]:
     """Minimise −log p of the right letter after each question under `base`, in `work / "model"`."""
-    check_options(recipe, base)
+    check_recipe(recipe, base)
     with quiet(), faults(work):
         tokenizer = tokenizer_of(base)
         check_data(tokenizer, [])

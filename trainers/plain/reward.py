@@ -29,7 +29,7 @@ from rlhf_bench.trainers.plain.steps import (
     adamw,
     add,
     batches,
-    check_options,
+    check_recipe,
     computing,
     descend,
     learning_rate,
@@ -45,7 +45,7 @@ def fit_reward(
     recipe: RewardRecipe, preferences: Sequence[Preference], base: Checkpoint, work: Path, track: Track
 ) -> Mapping[str, int]:
     """Minimise the recipe's loss of a new head on `base`, and of `base` below it, in `work / "model"`."""
-    check_options(recipe, base)
+    check_recipe(recipe, base)
     with quiet(), faults(work):
         tokenizer = tokenizer_of(base)
         check_data(tokenizer, [pair.prompt for pair in preferences])

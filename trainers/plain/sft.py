@@ -33,7 +33,7 @@ from rlhf_bench.trainers.plain.steps import (
     adamw,
     add,
     batches,
-    check_options,
+    check_recipe,
     computing,
     descend,
     learning_rate,
@@ -48,7 +48,7 @@ def fit_sft(
     recipe: SFTRecipe, conversations: Sequence[Conversation], base: Checkpoint, work: Path, track: Track
 ) -> Mapping[str, int]:
     """Minimise −log p of the assistant's tokens under `base`, in `work / "model"`."""
-    check_options(recipe, base)
+    check_recipe(recipe, base)
     with quiet(), faults(work):
         tokenizer = tokenizer_of(base)
         check_data(tokenizer, conversations, Path(base.path))

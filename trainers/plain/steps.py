@@ -21,10 +21,10 @@ from rlhf_bench.trainers.memory import check_fits, main_memory
 from rlhf_bench.trainers.recipes import Training
 
 
-def check_options(recipe: Training, start: Checkpoint) -> None:
-    """Raise UserError for what this back end leaves to TRL, and for a model that cannot fit."""
+def check_recipe(recipe: Training, start: Checkpoint | None) -> None:
+    """Raise UserError for what this back end leaves to TRL and, with `start` to be trained here, if it cannot fit."""
     beyond = {
-        "several processes": processes() > 1,
+        "several processes": start is not None and processes() > 1,
         f"shard {recipe.shard}": recipe.shard is not None,
         f"report_to {', '.join(recipe.report_to)}": bool(recipe.report_to),
         f"lora.bits {recipe.lora and recipe.lora.bits}": recipe.lora is not None and recipe.lora.bits is not None,
@@ -32,6 +32,8 @@ def check_options(recipe: Training, start: Checkpoint) -> None:
     for option, asked in beyond.items():
         if asked:
             raise UserError(f"the torch back end has no {option}: use --backend trl, or leave it out")
+    if start is None:
+        return
     check_layers(recipe, start)
     on_gpu = torch.cuda.is_available()
     check_fits(recipe, start, torch.cuda.get_device_properties(0).total_memory if on_gpu else main_memory())

@@ -19,9 +19,25 @@ What is ours, because TRL 1.16 does otherwise:
 - no telemetry, no model card, no progress bar, no cache of its own.
 """
 
-from rlhf_bench.trainers.trl.dpo import fit_dpo
-from rlhf_bench.trainers.trl.preference import fit_preference
-from rlhf_bench.trainers.trl.reward import fit_reward
-from rlhf_bench.trainers.trl.sft import fit_sft
+from __future__ import annotations
 
-__all__ = ["fit_dpo", "fit_preference", "fit_reward", "fit_sft"]
+from importlib import import_module
+from typing import Any
+
+from rlhf_bench.trainers.trl.options import check_recipe
+
+FITS = {"fit_dpo": "dpo", "fit_preference": "preference", "fit_reward": "reward", "fit_sft": "sft"}
+"""What trains, and the module that it is in: TRL is imported only to train, not to be asked what it lacks."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in FITS:
+        return getattr(import_module(f"{__name__}.{FITS[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *FITS]
+
+
+__all__ = ["check_recipe"]

@@ -41,8 +41,6 @@ def fit_dpo(
     track: Track,
 ) -> Mapping[str, int]:
     """Minimise the recipe's loss of the policy against the reference, in `work / "model"`."""
-    if recipe.loss == "simpo":
-        raise UserError("loss 'simpo' is not one of TRL's: use --backend torch")
     with quiet(), faults(work):
         args = configured(
             DPOConfig,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from rlhf_bench.harness.types import Checkpoint
 from rlhf_bench.trainers.adapters import adapted
 from rlhf_bench.trainers.recipes import Training
 from rlhf_bench.trainers.starts import HEAD, whole
+from rlhf_bench.trainers.trl.options import check_bits
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Any:
@@ -54,10 +54,7 @@ def load(cls: Any, checkpoint: Checkpoint, recipe: Training, **kwargs: Any) -> A
 
 def quantized(bits: int) -> BitsAndBytesConfig:
     """Weights in 4 bits (NF4, doubly quantised) or 8 (LLM.int8). Raises UserError where they cannot be had."""
-    if not torch.cuda.is_available():
-        raise UserError(f"lora.bits {bits} needs a GPU and there is none here: set lora.bits=null")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"lora.bits {bits} needs bitsandbytes: pip install bitsandbytes, or set lora.bits=null")
+    check_bits(bits)
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head", "score"])
     return BitsAndBytesConfig(

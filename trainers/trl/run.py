@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,15 +12,14 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from rlhf_bench.harness.errors import Fault, UserError
+from rlhf_bench.harness.errors import Fault
 from rlhf_bench.harness.files import write
 from rlhf_bench.harness.progress import Advance, Track
 from rlhf_bench.harness.types import Checkpoint
 from rlhf_bench.trainers import curve
-from rlhf_bench.trainers.adapters import check_layers
 from rlhf_bench.trainers.backends import DRAFT, METRICS, processes
-from rlhf_bench.trainers.memory import check_fits, main_memory
 from rlhf_bench.trainers.recipes import Training
+from rlhf_bench.trainers.trl.options import check_recipe, sharding
 
 COMPLETE = "complete.json"
 STEPS = "steps"
@@ -31,35 +28,13 @@ STEPS = "steps"
 def configured(cls: Any, recipe: Training, start: Checkpoint, work: Path, **options: Any) -> Any:
     """A configuration of TRL's for the recipe, with `options` of that trainer.
 
-    Raises UserError where the processes, the sharding or the trackers that are asked for are not to be had here, or
-    where the model cannot fit.
+    Raises UserError as `check_recipe` does.
     """
-    if recipe.batch_size % (recipe.micro_batch * processes()):
-        raise UserError(
-            f"batch_size {recipe.batch_size} is not a multiple of micro_batch {recipe.micro_batch} × {processes()} "
-            "processes: change one of them"
-        )
-    for name in recipe.report_to:
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"report_to {name} needs the package {name}: pip install {name}, or leave it out")
-    if recipe.shard is not None and recipe.lora is not None and recipe.lora.bits is not None:
-        raise UserError(
-            f"shard {recipe.shard} and lora.bits {recipe.lora.bits} do not go together: set one of them null"
-        )
-    if recipe.shard is not None and not torch.cuda.is_available():
-        raise UserError(f"shard {recipe.shard} needs GPUs and there is none here: set shard=null")
+    check_recipe(recipe, start)
     sharded = sharding(recipe, processes())
-    check_layers(recipe, start)
-    check_fits(recipe, start, _room_bytes(), processes())
     config = cls(**_arguments(recipe, work), **sharded, **options)
     config._n_gpu = min(config.n_gpu, 1)  # several GPUs are for several processes
     return config
-
-
-def _room_bytes() -> int:
-    if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))).total_memory)
-    return main_memory()
 
 
 def _arguments(recipe: Training, work: Path) -> dict[str, Any]:
@@ -96,27 +71,6 @@ def _arguments(recipe: Training, work: Path) -> dict[str, Any]:
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
     }
-
-
-def sharding(recipe: Training, among: int) -> dict[str, Any]:
-    """How `shard` is said to transformers: FSDP of PyTorch (version 2), or a DeepSpeed configuration."""
-    if recipe.shard is None:
-        return {}
-    if among == 1:
-        raise UserError(
-            f"shard {recipe.shard} shares the model among several processes and this is one: start it with "
-            "torchrun --nproc-per-node GPUS, or set shard=null"
-        )
-    if recipe.shard == "fsdp":
-        return {"fsdp": True, "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError(f"shard {recipe.shard} needs DeepSpeed: pip install deepspeed, or set shard=fsdp")
-    stage: dict[str, Any] = {"stage": int(recipe.shard.removeprefix("zero")), "overlap_comm": True}
-    if stage["stage"] == 3:
-        stage["stage3_gather_16bit_weights_on_model_save"] = True
-    ours = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-    bf16 = {"enabled": recipe.dtype == "bfloat16"}
-    return {"deepspeed": {"zero_optimization": stage, "bf16": bf16, **dict.fromkeys(ours, "auto")}}
 
 
 def steps(trainer: Any, recipe: Training, rows: int, work: Path, track: Track, label: str) -> Path:

@@ -209,9 +209,10 @@ def loop_plan(
     from rlhf_bench.harness.prices import price_of
     from rlhf_bench.trainers.memory import parameters
     from rlhf_bench.trainers.online import facts
-    from rlhf_bench.trainers.online.line import prompts_of
+    from rlhf_bench.trainers.online.line import check_recipes, prompts_of
     from rlhf_bench.trainers.online.planned import Facts, Rate, plan_of
 
+    check_recipes(config, None)
     folder, work = facts.local_folder(config.model, store), home / "loops" / config.name
     here = facts.machine(config.answers.engine)
     count = facts.counter(folder)
@@ -227,7 +228,7 @@ def loop_plan(
     if evaluation.seconds:
         rates["evaluations"] = Rate("evaluations", evaluation.samples / evaluation.seconds, True, "samples")
     there = next(each for each in (home, *home.parents) if each.exists())
-    return plan_of(
+    found = plan_of(
         config,
         Facts(
             pool=len(prompts),
@@ -245,6 +246,20 @@ def loop_plan(
             exact_tokens=exact,
         ),
     )
+    return replace(found, notes=(*found.notes, *_lacks(config, folder)))
+
+
+def _lacks(config: LoopConfig, folder: Path | None) -> list[str]:
+    """What this machine lacks to train the policy in the folder: a note, as another machine may have it."""
+    from rlhf_bench.harness.errors import UserError
+    from rlhf_bench.harness.types import Checkpoint
+    from rlhf_bench.trainers.online.line import check_recipes
+
+    try:
+        check_recipes(config, None if folder is None else Checkpoint(str(folder), ""))
+    except UserError as error:
+        return [f"it does not train here: {error}"]
+    return []
 
 
 def _measured(config: LoopConfig, store: Store) -> bool:

@@ -161,6 +161,7 @@ def _train(asked: Asked, reference: str | None = None) -> None:
         policy = asked.model or lookup.DEFAULT_MODEL
         start = resolve(policy if asked.kind == "dpo" else recipe.base, store, track)
         anchor = start if reference is None else resolve(reference, store, track)
+        trainer.check(recipe, None if asked.dry_run else start)
         rows, plan = _planned(recipe, rows, skipped, start, asked.on_bad_row)
         if asked.dry_run and asked.json:
             show.as_json({"recipe": recipe, "plan": plan, "skipped": skipped, "needs": recipe.needs})
