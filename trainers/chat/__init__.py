@@ -30,6 +30,16 @@ def check_talks(start: Checkpoint, given: str | None = None) -> None:
         )
 
 
+def tokenizer_at(folder: Path) -> Any:
+    """The tokenizer of the model in this folder. Raises UserError where its files cannot be read."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # it raises whatever the files lead it to
+        raise UserError(f"the tokenizer in {folder} cannot be read ({type(error).__name__}): restore it") from error
+
+
 def dressed(start: Checkpoint, template: str, folder: Path) -> Checkpoint:
     """The model with another chat template, in `folder`: links to its files, the template, and where an answer ends.
 

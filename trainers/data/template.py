@@ -65,9 +65,14 @@ def check_text(tokenizer: Any, row: Conversation | Preference) -> None:
     if isinstance(row, Preference):
         texts += [("chosen", row.chosen), ("rejected", row.rejected)]
     for where, text in texts:
-        if found := _controls(tokenizer).text.search(text):
-            shown = f"{where} holds {found.group()!r}, a control token of {_name(tokenizer)}"
-            raise BadRow("control token in a turn", shown)
+        if found := control_in(tokenizer, text):
+            raise BadRow("control token in a turn", f"{where} holds {found!r}, a control token of {_name(tokenizer)}")
+
+
+def control_in(tokenizer: Any, text: str) -> str | None:
+    """The first control token of the tokenizer that stands in the text, if there is one."""
+    found = _controls(tokenizer).text.search(text)
+    return None if found is None else found.group()
 
 
 def encode_conversation(tokenizer: Any, conversation: Conversation) -> tuple[list[int], list[int]]:

@@ -20,7 +20,6 @@ from statistics import median
 from typing import Any
 
 from rlhf_bench.harness.checkpoint import decisive_files
-from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.models import HUB, engine_here
 from rlhf_bench.harness.prices import CHARS_PER_TOKEN
 from rlhf_bench.harness.progress import Advance, Track
@@ -28,6 +27,7 @@ from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Request, Sample
 from rlhf_bench.harness.weights import BUILTIN, cache_dir
 from rlhf_bench.trainers.backends import METRICS
+from rlhf_bench.trainers.chat import tokenizer_at
 from rlhf_bench.trainers.online.config import LoopConfig, Stage
 from rlhf_bench.trainers.online.planned import EXPECTED_TOKENS, Rate, recipe_of
 from rlhf_bench.trainers.online.stages import FILES
@@ -225,7 +225,7 @@ def prompt_tokens(prompts: Sequence[Sample], folder: Path | None) -> tuple[float
     talks = [conversation(each) for each in some]
     if not talks:
         return 0.0, folder is not None
-    tokenizer = _tokenizer(folder)
+    tokenizer = None if folder is None else tokenizer_at(folder)
     if tokenizer is None or not tokenizer.chat_template:
         return sum(len(turn.content) for talk in talks for turn in talk) / CHARS_PER_TOKEN / len(talks), False
     texts = [
@@ -240,21 +240,10 @@ def prompt_tokens(prompts: Sequence[Sample], folder: Path | None) -> tuple[float
 
 def counter(folder: Path | None) -> Callable[[str], int]:
     """Counts a text's tokens, with the model's tokenizer if it is here."""
-    tokenizer = _tokenizer(folder)
+    tokenizer = None if folder is None else tokenizer_at(folder)
     if tokenizer is None:
         return lambda text: math.ceil(len(text) / CHARS_PER_TOKEN)
     return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _tokenizer(folder: Path | None) -> Any:
-    if folder is None:
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # it raises whatever the files lead it to
-        raise UserError(f"the tokenizer in {folder} cannot be read ({type(error).__name__}): restore it") from error
 
 
 def asked_tokens(requests: Iterable[Request]) -> tuple[int, int]:

@@ -18,11 +18,12 @@ from rlhf_bench.harness.models import engine_here, resolve
 from rlhf_bench.harness.policy import Policy
 from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.store import Store
-from rlhf_bench.harness.types import Checkpoint, Preference, Report, Request, Sample
+from rlhf_bench.harness.types import Checkpoint, Preference, Report, Sample
 from rlhf_bench.trainers.backends import get_backend
-from rlhf_bench.trainers.chat import check_talks
+from rlhf_bench.trainers.chat import check_talks, tokenizer_at
 from rlhf_bench.trainers.online.config import LoopConfig, Stage, settings_of
 from rlhf_bench.trainers.online.planned import recipe_of
+from rlhf_bench.trainers.online.pool import prompts_of, sift
 from rlhf_bench.trainers.online.scoring import Scoring
 from rlhf_bench.trainers.preferences import conversation
 from rlhf_bench.trainers.starts import check_speaks
@@ -41,6 +42,7 @@ class Line:
     question; a given pair's id is its number, from 0.
     `signals` adds to a report, given its checkpoint and π0, what the policy's sentinels ask for beyond an evaluation.
     `launch` runs a stage of an iteration (number, attempt) in a process of its own, and raises Fault where it fails.
+    `say` tells the user what is left out when the loop begins.
     """
 
     config: LoopConfig
@@ -54,6 +56,7 @@ class Line:
     contaminated: Callable[[Sequence[Sample]], Collection[str]] = lambda prompts: ()
     signals: Callable[[Report, Checkpoint, Checkpoint], Report] = lambda report, checkpoint, initial: report
     launch: Callable[[Stage, int, int], None] | None = None
+    say: Callable[[str], None] = lambda text: None
     figures: Figures = field(default_factory=lambda: NO_FIGURES)
     track: Track = silent
 
@@ -97,14 +100,28 @@ def begin(line: Line) -> Checkpoint:
     check_speaks(start)
     _check_names(line)
     check_recipes(config, start)
-    asked = list(line.prompts) if config.preferences is None else prompts_of(line.preferences)
-    left_out = sorted(line.contaminated(asked)) if config.contaminated == "drop" else []
-    batch([sample for sample in asked if sample.id not in set(left_out)], config, 1, 0)
+    left_out = _left_out(line, tokenizer_at(Path(start.path)))
     if champion is None:
         store.set_champion(start.digest, expect_generation=0, verdict_id=None, reason=f"start of loop {config.name}")
-    facts = {"digest": start.digest, "settings": _fixed(line), "contaminated": left_out, "engine": engine}
+    facts = {"digest": start.digest, "settings": _fixed(line), "left_out": left_out, "engine": engine}
     write(marker, json.dumps(facts))
     return start
+
+
+def _left_out(line: Line, tokenizer: Any) -> list[str]:
+    """The ids of the prompts, or the numbers of the given pairs, that the loop leaves out for good; and it says why.
+
+    Raises UserError where what is left does not suffice, or where a given pair cannot be read.
+    """
+    config, given = line.config, line.config.preferences is not None
+    sifted = sift(config, line.prompts, line.preferences, tokenizer)
+    for reason, count in sifted.counts.items():
+        line.say(f"left out: {count} × {reason}")
+    ids, asked = set(sifted.ids), prompts_of(line.preferences) if given else line.prompts
+    if config.contaminated == "drop":
+        ids |= set(line.contaminated([sample for sample in asked if sample.id not in ids]))
+    batch([sample for sample in asked if sample.id not in ids], config, 1, 0)
+    return sorted(ids)
 
 
 def check_unchanged(line: Line) -> None:
@@ -150,11 +167,6 @@ def _check_names(line: Line) -> None:
         line.scoring()
 
 
-def prompts_of(preferences: Sequence[Preference]) -> list[Sample]:
-    """The prompts of pairs, each by the number of its pair."""
-    return [Sample(str(i), (Request(str(i), pair.prompt),), "") for i, pair in enumerate(preferences)]
-
-
 def _check_prompts(prompts: Sequence[Sample]) -> None:
     for sample in prompts:
         if not any(turn.role == "user" for turn in conversation(sample)):
@@ -162,20 +174,20 @@ def _check_prompts(prompts: Sequence[Sample]) -> None:
 
 
 def begun(line: Line) -> dict[str, Any]:
-    """What was fixed when the loop began: {digest, settings, contaminated, engine}."""
+    """What was fixed when the loop began: {digest, settings, left_out, engine}."""
     found: dict[str, Any] = json.loads((line.work / START).read_text(encoding="utf-8"))
-    return found
+    return {"left_out": found.get("contaminated", []), **found}  # as it was called before
 
 
 def clean(line: Line) -> list[Sample]:
-    """The pool without the prompts that were found to be contaminated when the loop began."""
-    left_out = set(begun(line)["contaminated"])
+    """The pool without the prompts that were left out when the loop began."""
+    left_out = set(begun(line)["left_out"])
     return [sample for sample in line.prompts if sample.id not in left_out]
 
 
 def clean_pairs(line: Line) -> list[Preference]:
-    """The given pairs without those whose prompts were found to be contaminated when the loop began."""
-    left_out = set(begun(line)["contaminated"])
+    """The given pairs without those that were left out when the loop began."""
+    left_out = set(begun(line)["left_out"])
     return [pair for number, pair in enumerate(line.preferences) if str(number) not in left_out]
 
 

@@ -27,7 +27,9 @@ from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Checkpoint, Completion, Message, Preference, Request, Sample, Sampling
 from rlhf_bench.trainers.backends import get_backend
+from rlhf_bench.trainers.chat import tokenizer_at
 from rlhf_bench.trainers.online.config import LoopConfig, Stage
+from rlhf_bench.trainers.online.pool import readable
 from rlhf_bench.trainers.online.scoring import Row, Scoring, freed, scored
 from rlhf_bench.trainers.preferences import conversation, select_best, select_pairs
 
@@ -145,14 +147,15 @@ def rewards_stage(task: Task, rows: list[Row], scoring: Scoring, store: Store, t
 def pairs_stage(task: Task, rows: list[Row]) -> Learned:
     """Best against worst, or the best alone. Raises UserError with the rewards' histogram where nothing comes of it."""
     config = task.config
+    fit, unread = readable(rows, tokenizer_at(Path(task.policy.path))) if rows else ([], {})
     if config.preferences is not None:
         learned = Learned(task.given, (), {})
     elif config.method == "sft":
-        best, dropped = select_best(rows, config.pairs.length_penalty)
-        learned = Learned((), best, dropped)
+        best, dropped = select_best(fit, config.pairs.length_penalty)
+        learned = Learned((), best, {**unread, **dropped})
     else:
-        pairs, dropped = select_pairs(rows, **config.pairs.model_dump())
-        learned = Learned(pairs, (), dropped)
+        pairs, dropped = select_pairs(fit, **config.pairs.model_dump())
+        learned = Learned(pairs, (), {**unread, **dropped})
     if not len(learned):
         reasons = ", ".join(f"{count} {reason}" for reason, count in learned.dropped.items()) or "no prompts"
         raise UserError(

@@ -207,6 +207,7 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
         contaminated=functools.partial(_contaminated, track=track),
         signals=signals,
         launch=launch,
+        say=show.complain,
         figures=suites.figures(each.name for each in chosen.benchmarks),
         track=facts.pacing(track, home() / "loops" / plan.name),
     )

@@ -207,19 +207,23 @@ def loop_plan(
     `prompts` are the pool, `preferences` the given pairs where the config has a file of them. Raises UserError.
     """
     from rlhf_bench.harness.prices import price_of
+    from rlhf_bench.trainers.chat import tokenizer_at
     from rlhf_bench.trainers.memory import parameters
     from rlhf_bench.trainers.online import facts
-    from rlhf_bench.trainers.online.line import check_recipes, prompts_of
+    from rlhf_bench.trainers.online.line import check_recipes
     from rlhf_bench.trainers.online.planned import Facts, Rate, plan_of
+    from rlhf_bench.trainers.online.pool import prompts_of, sift
 
     check_recipes(config, None)
     folder, work = facts.local_folder(config.model, store), home / "loops" / config.name
     here = facts.machine(config.answers.engine)
     count = facts.counter(folder)
     known = facts.answer_tokens(work, count)
+    sifted = sift(config, prompts, preferences, None if folder is None else tokenizer_at(folder))
     if config.preferences is not None:
         texts = [text for pair in preferences[: facts.SAMPLE] for text in (pair.chosen, pair.rejected)]
         prompts, known = prompts_of(preferences), sum(map(count, texts)) / max(1, len(texts))
+    prompts = [each for each in prompts if each.id not in sifted.ids]
     length, exact = facts.prompt_tokens(prompts, folder)
     size = None if folder is None else parameters(folder)
     evaluation = _evaluation(config, store, track)
@@ -246,7 +250,8 @@ def loop_plan(
             exact_tokens=exact,
         ),
     )
-    return replace(found, notes=(*found.notes, *_lacks(config, folder)))
+    left_out = [f"left out: {count} × {reason}" for reason, count in sifted.counts.items()]
+    return replace(found, notes=(*left_out, *found.notes, *_lacks(config, folder)))
 
 
 def _lacks(config: LoopConfig, folder: Path | None) -> list[str]:
