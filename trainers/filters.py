@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic import Field
 
@@ -21,7 +21,7 @@ from rlhf_bench.harness.types import Conversation, Preference
 
 Kept: TypeAlias = tuple[list[Preference], Mapping[str, int]]
 Count: TypeAlias = Callable[[str], int]
-"""The number of tokens of a text: `lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])`."""
+"""The number of tokens of a text: `token_count(tokenizer)`."""
 
 
 class Filters(Config):
@@ -40,14 +40,28 @@ class Filters(Config):
     max_answer_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
 
+    @property
+    def limits(self) -> tuple[int | None, int | None, int | None]:
+        """Those in tokens: of the prompt, of either answer, of both together."""
+        return self.max_prompt_tokens, self.max_answer_tokens, self.max_tokens
+
+    def without_limits(self) -> Filters:
+        """The filters that count no tokens."""
+        return self.model_copy(update=dict.fromkeys(("max_prompt_tokens", "max_answer_tokens", "max_tokens")))
+
 
 SHP = Filters(score_ratio=2.0, per_prompt=5)
 """What the paper says of SHP."""
 
 
+def token_count(tokenizer: Any) -> Count:
+    """Counts by this tokenizer, without the tokens that it would add."""
+    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 def apply(filters: Filters, pairs: Sequence[Preference], count: Count) -> Kept:
     """The filters one after the other, in the order of `Filters`, with `per_prompt` last: it takes what is left."""
-    limits = filters.max_prompt_tokens, filters.max_answer_tokens, filters.max_tokens
+    limits = filters.limits
     steps: Sequence[tuple[bool, Callable[[Sequence[Preference]], Kept]]] = (
         (filters.equal_scores, drop_equal_scores),
         (filters.duplicates, drop_duplicates),

@@ -237,9 +237,10 @@ def test_given_pairs_are_planned_without_answers(store: Store, tiny_checkpoint: 
         config(model=str(tiny_checkpoint), preferences="pairs.jsonl", answers={"max_tokens": 64}),
         store,
         home_folder(),
-        preferences=PAIRS,
+        preferences=[replace(pair, chosen=f"good {i}") for i, pair in enumerate(PAIRS[:29])] + [PAIRS[0]] * 2,
         track=silent,
     )
+    assert found.notes[0] == "left out: 1 × pairs that are there twice"
     assert found.total.answers == 0 and found.total.pairs == 10 and found.total.trained_tokens > 0
 
 

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 
 from rlhf_bench.harness.config import Config, read_config
 from rlhf_bench.harness.errors import UnknownName
+from rlhf_bench.trainers.filters import Filters
 from rlhf_bench.trainers.online.effects import idle, within
 from rlhf_bench.trainers.online.notify import NotifyConfig
 from rlhf_bench.trainers.recipes import DPORecipe, SFTRecipe
@@ -37,6 +38,7 @@ FIXED = (
     "prompts",
     "prompts_per_iteration",
     "preferences",
+    "filters",
     "contaminated",
     "reward",
     "answers.engine",
@@ -96,6 +98,7 @@ class LoopConfig(Config):
 
     `method` dpo trains on best against worst; sft on the best answers alone (rejection sampling, best-of-n).
     `preferences` names a file of pairs that take the place of answers and rewards: offline DPO, sliced by iteration.
+    Of these `filters` leaves out what `rlhf-bench data filter` does, under the same names.
     `reward` is a reward model, or pm:MODEL, openai:MODEL or llm:MODEL, which rank a prompt's answers in a tournament.
     `contaminated` prompts, which share 8 words in a row with a benchmark's question, are dropped unless it says keep.
     `reference` of DPO: π0 as in the paper, or the policy that the iteration improves, as in the paper's code.
@@ -116,6 +119,7 @@ class LoopConfig(Config):
     reward: str = "demo-reward"
     prompts: str = "demo"
     preferences: str | None = None
+    filters: Filters = Filters()
     prompts_per_iteration: int = Field(20_000, ge=1)
     iterations: int = Field(3, ge=1)
     contaminated: Literal["drop", "keep"] = "drop"

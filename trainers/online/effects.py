@@ -55,6 +55,7 @@ def _rules(config: LoopConfig) -> tuple[Rule, ...]:
         (given, unasked, nothing),
         (given and config.probes is None, ("answers.max_tokens",), nothing),
         (given, ("pairs",), "it is about how answers become pairs, and preferences are pairs already"),
+        (not given, ("filters",), "it is for given preferences, and `pairs` says how answers become pairs"),
         (True, ("sft.base",), "a loop trains its own policy, and begins with `model`"),
         (sft, ("dpo", "reference"), "method is sft"),
         (not sft, ("sft",), "method is dpo"),

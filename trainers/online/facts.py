@@ -28,6 +28,7 @@ from rlhf_bench.harness.types import Request, Sample
 from rlhf_bench.harness.weights import BUILTIN, cache_dir
 from rlhf_bench.trainers.backends import METRICS
 from rlhf_bench.trainers.chat import tokenizer_at
+from rlhf_bench.trainers.filters import token_count
 from rlhf_bench.trainers.online.config import LoopConfig, Stage
 from rlhf_bench.trainers.online.planned import EXPECTED_TOKENS, Rate, recipe_of
 from rlhf_bench.trainers.online.stages import FILES
@@ -243,7 +244,7 @@ def counter(folder: Path | None) -> Callable[[str], int]:
     tokenizer = None if folder is None else tokenizer_at(folder)
     if tokenizer is None:
         return lambda text: math.ceil(len(text) / CHARS_PER_TOKEN)
-    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return token_count(tokenizer)
 
 
 def asked_tokens(requests: Iterable[Request]) -> tuple[int, int]:

@@ -2,20 +2,21 @@
 
 A control token that stands as text in a turn or an answer would be read as that token, which ends or begins a turn that
 nobody wrote. A prompt with one is left out when the loop begins, an answer with one when pairs are made; a given pair
-with one is refused, as `rlhf-bench train` refuses it.
+with one is refused, as `rlhf-bench train` refuses it. The filters of given pairs are the paper's (`trainers.filters`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.types import Preference, Request, Sample
 from rlhf_bench.trainers.data import BadRow, check_text
 from rlhf_bench.trainers.data.template import control_in
+from rlhf_bench.trainers.filters import Filters, apply, token_count
 from rlhf_bench.trainers.online.config import LoopConfig
 from rlhf_bench.trainers.online.scoring import Row
 from rlhf_bench.trainers.preferences import conversation
@@ -47,9 +48,7 @@ def sift(
     """
     if config.preferences is None:
         return _sift_prompts(prompts, tokenizer)
-    if tokenizer is not None:
-        _check_pairs(preferences, tokenizer)
-    return Sifted(frozenset(), {})
+    return _sift_pairs(preferences, config.filters, tokenizer)
 
 
 def _sift_prompts(prompts: Sequence[Sample], tokenizer: Any | None) -> Sifted:
@@ -59,12 +58,24 @@ def _sift_prompts(prompts: Sequence[Sample], tokenizer: Any | None) -> Sifted:
     return Sifted(frozenset(ids), {CONTROL_PROMPTS: len(ids)} if ids else {})
 
 
-def _check_pairs(pairs: Sequence[Preference], tokenizer: Any) -> None:
-    for number, pair in enumerate(pairs):
-        try:
-            check_text(tokenizer, pair)
-        except BadRow as fault:
-            raise UserError(f"preference {number}: {fault}; mend it, or take it out") from None
+def _sift_pairs(pairs: Sequence[Preference], filters: Filters, tokenizer: Any | None) -> Sifted:
+    own = [replace(pair) for pair in pairs]  # each an object of its own, to be known again
+    if tokenizer is None:
+        kept, counts = apply(filters.without_limits(), own, len)
+    else:
+        kept, counts = apply(filters, own, token_count(tokenizer))
+    left = {id(pair) for pair in kept}
+    for number, pair in enumerate(own):
+        if id(pair) in left and tokenizer is not None:
+            _check_pair(number, pair, tokenizer)
+    return Sifted(frozenset(str(number) for number, pair in enumerate(own) if id(pair) not in left), counts)
+
+
+def _check_pair(number: int, pair: Preference, tokenizer: Any) -> None:
+    try:
+        check_text(tokenizer, pair)
+    except BadRow as fault:
+        raise UserError(f"preference {number}: {fault}; mend it, or take it out") from None
 
 
 def readable(rows: Sequence[Row], tokenizer: Any) -> tuple[list[Row], Mapping[str, int]]:

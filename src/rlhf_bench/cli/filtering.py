@@ -67,16 +67,15 @@ def filter_pairs(
 
 def _counter(filters: Filters, model: str | None) -> Count:
     """Counts tokens by the tokenizer of the model; without a limit in tokens nothing is counted."""
-    if (filters.max_prompt_tokens, filters.max_answer_tokens, filters.max_tokens) == (None, None, None):
+    if all(limit is None for limit in filters.limits):
         if model is not None:
             raise UserError(f"--model {model} counts tokens, and no limit in tokens is set: set one, or leave it out")
         return len
     if model is None:
         raise UserError("a limit in tokens needs --model, whose tokenizer counts them")
-    from transformers import AutoTokenizer
-
     from rlhf_bench.harness.models import resolve
+    from rlhf_bench.trainers.chat import tokenizer_at
+    from rlhf_bench.trainers.filters import token_count
 
     with lookup.open_store() as store:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(model, store, show.bars()).path, local_files_only=True)
-    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return token_count(tokenizer_at(Path(resolve(model, store, show.bars()).path)))

@@ -46,6 +46,7 @@ def loop(*settings: dict[str, Any]) -> LoopConfig:
         (GIVEN | {"probes": None, "answers": {"max_tokens": 64}}, r"answers\.max_tokens has no effect"),
         (GIVEN | {"pairs": {"length_penalty": 0.1}}, r"pairs\.length_penalty has no effect"),
         (GIVEN | {"launch": {"score": ""}}, r"launch\.score has no effect"),
+        ({"filters": {"per_prompt": 5}}, r"filters\.per_prompt has no effect, since it is for given preferences"),
         (RETRY | {"retries": [{"sft.learning_rate": 1e-5}]}, r"retries\.0: sft\.learning_rate has no effect"),
         (RETRY | {"retries": [{"dpo.beta": 0.2}, {"sft": {"epochs": 2}}]}, r"retries\.1: sft\.epochs has no effect"),
         (RETRY | {"retries": [{"method": "sft", "dpo.beta": 0.2}]}, r"retries\.0: dpo\.beta has no effect"),
@@ -63,6 +64,7 @@ def test_a_setting_without_effect_is_refused_by_its_name(settings: dict[str, Any
         {"sft": {"learning_rate": 2e-5}, "reference": "initial"},  # as they are anyway
         GIVEN | {"answers": {"engine": "hf", "dtype": "float32", "max_tokens": 64}, "contaminated": "keep"},
         GIVEN | {"method": "sft", "sft": {"epochs": 2}, "launch": {"pair": "", "train": "", "measure": ""}},
+        GIVEN | {"filters": {"min_margin": 0.5, "per_prompt": 5, "score_ratio": 2}},
         {"reward": "openai:some", "partial": True, "pairs": {"cut_may_lose": True}},
         {"method": "sft", "pairs": {"length_penalty": 0.001}, "sft": {"chat_template": "chatml"}},
         {"sft": {"epochs": 2}} | RETRY | {"retries": [{"method": "sft"}]},  # the retry's
