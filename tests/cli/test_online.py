@@ -17,7 +17,7 @@ from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.progress import silent
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.store import home as home_folder
-from rlhf_bench.harness.types import Check, Checkpoint, Estimate, Message, Preference, Verdict
+from rlhf_bench.harness.types import Check, Checkpoint, Estimate, Message, Preference, Request, Sample, Verdict
 from rlhf_bench.trainers.online.config import STAGES, LoopConfig
 from rlhf_bench.trainers.online.probes import Probed
 
@@ -200,8 +200,7 @@ def test_a_plan_as_a_table_fits_a_hundred_columns(
 
 
 def test_a_plan_of_the_papers_size_fits_too(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    prompts = list(lookup.prompts("demo"))
-    many = [replace(prompts[i % 64], id=str(i)) for i in range(60_000)]
+    many = [Sample(str(i), (Request(str(i), (Message("user", f"What is {i} + {i}?"),)),), "") for i in range(60_000)]
     large = config(prompts_per_iteration=20_000, iterations=3, answers={"n": 8})
     found = plan(store, large, many)
     small = replace(found.disk, candidates=3 * 16 * 10**9, training=10**11, rows=0, free=10**9)
@@ -215,7 +214,7 @@ def test_a_plan_of_the_papers_size_fits_too(store: Store, capsys: pytest.Capture
 
 
 def test_too_few_prompts_are_one_line(store: Store) -> None:
-    with pytest.raises(UserError, match="2 iterations of 5 prompts need 10, there are 3"):
+    with pytest.raises(UserError, match="2 iterations of 5 prompts need 10, 'demo' has 3"):
         plan(store, config(), lookup.prompts("demo")[:3])
 
 
@@ -232,12 +231,22 @@ def test_a_recipe_that_the_back_end_lacks_is_refused_by_the_plan_and_what_the_ma
     assert not any("does not train here" in note for note in plan(store, launched).notes)
 
 
+def test_prompts_that_are_there_twice_are_told_and_not_counted(store: Store) -> None:
+    few = lookup.prompts("demo")[:10]
+    again = [replace(each, id=f"again-{each.id}") for each in few]
+    found = plan(store, config(), [*few, *again])
+    assert found.notes[0] == "left out: 10 × prompts that are there twice" and found.total.prompts == 10
+    with pytest.raises(UserError, match="need 15, 'demo' has 10"):
+        plan(store, config(iterations=3), [*few, *again])
+
+
 def test_given_pairs_are_planned_without_answers(store: Store, tiny_checkpoint: Path) -> None:
     found = online.loop_plan(
         config(model=str(tiny_checkpoint), preferences="pairs.jsonl", answers={"max_tokens": 64}),
         store,
         home_folder(),
-        preferences=[replace(pair, chosen=f"good {i}") for i, pair in enumerate(PAIRS[:29])] + [PAIRS[0]] * 2,
+        preferences=[replace(pair, prompt=(Message("user", f"{i}?"),)) for i, pair in enumerate(PAIRS)]
+        + [PAIRS[0]] * 2,
         track=silent,
     )
     assert found.notes[0] == "left out: 1 × pairs that are there twice"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rlhf_bench.harness.checkpoint import verify
 from rlhf_bench.harness.claims import NO_FIGURES, Figures, RunData
@@ -23,12 +22,11 @@ from rlhf_bench.trainers.backends import get_backend
 from rlhf_bench.trainers.chat import check_talks, tokenizer_at
 from rlhf_bench.trainers.online.config import LoopConfig, Stage, settings_of
 from rlhf_bench.trainers.online.planned import recipe_of
-from rlhf_bench.trainers.online.pool import prompts_of, sift
+from rlhf_bench.trainers.online.pool import batch, prompts_of, sift
 from rlhf_bench.trainers.online.scoring import Scoring
 from rlhf_bench.trainers.preferences import conversation
 from rlhf_bench.trainers.starts import check_speaks
 
-T = TypeVar("T")
 START = "start.json"
 KNOWN = ("current", "initial", "previous")
 """Names of `answers.policies` that mean a role in the loop."""
@@ -87,7 +85,7 @@ def begin(line: Line) -> Checkpoint:
         verify(start)
         return start
     _check_prompts(line.prompts)
-    batch(line.prompts if config.preferences is None else line.preferences, config, 1, 0)
+    batch(line.prompts if config.preferences is None else prompts_of(line.preferences), config, 1, 0)
     engine = engine_here(config.answers.engine)
     start = resolve(config.model, store, line.track)
     champion = store.champion()
@@ -189,28 +187,6 @@ def clean_pairs(line: Line) -> list[Preference]:
     """The given pairs without those that were left out when the loop began."""
     left_out = set(begun(line)["left_out"])
     return [pair for number, pair in enumerate(line.preferences) if str(number) not in left_out]
-
-
-def batch(pool: Sequence[T], config: LoopConfig, number: int, attempt: int) -> Sequence[T]:
-    """The prompts of an iteration, disjoint from those of all others, in an order that the seed fixes.
-
-    Those of retries that ask fresh ones are taken from the end of it, so that a loop may get more iterations. Raises
-    UserError where there are too few for all of it.
-    """
-    size, fresh = config.prompts_per_iteration, [config.fresh(place) for place in range(len(config.retries))]
-    need = size * config.iterations * (1 + sum(fresh))
-    if need > len(pool):
-        where = f"'{config.preferences or config.prompts}' has {len(pool)}"
-        with_fresh = f", with {sum(fresh)} retries each that ask fresh ones," if any(fresh) else ""
-        raise UserError(
-            f"{config.iterations} iterations of {size} prompts{with_fresh} need {need}, {where}: lower "
-            "prompts_per_iteration or iterations"
-        )
-    order = random.Random(config.seed).sample(list(pool), len(pool))  # all: more iterations move no prompt
-    if attempt and fresh[attempt - 1]:
-        place = (number - 1) * sum(fresh) + sum(fresh[: attempt - 1])
-        return order[len(order) - (place + 1) * size : len(order) - place * size]
-    return order[(number - 1) * size : number * size]
 
 
 def registered(store: Store, name: str) -> Checkpoint:

@@ -33,7 +33,8 @@ from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Checkpoint, Report, Verdict
 from rlhf_bench.trainers.backends import get_backend, rank
 from rlhf_bench.trainers.online.config import STAGES, Stage
-from rlhf_bench.trainers.online.line import Line, batch, begin, begun, check_unchanged, clean, clean_pairs, registered
+from rlhf_bench.trainers.online.line import Line, begin, begun, check_unchanged, clean, clean_pairs, registered
+from rlhf_bench.trainers.online.pool import batch
 from rlhf_bench.trainers.online.scoring import Row, freed
 from rlhf_bench.trainers.online.stages import (
     FILES,

@@ -1,4 +1,4 @@
-"""What a loop may learn from: of its prompts, its given pairs and the answers of its policy, those that it can read.
+"""What a loop may learn from: which of its prompts, its given pairs and its policy's answers, and in which iteration.
 
 A control token that stands as text in a turn or an answer would be read as that token, which ends or begins a turn that
 nobody wrote. A prompt with one is left out when the loop begins, an answer with one when pairs are made; a given pair
@@ -7,13 +7,14 @@ with one is refused, as `rlhf-bench train` refuses it. The filters of given pair
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from rlhf_bench.harness.errors import UserError
-from rlhf_bench.harness.types import Preference, Request, Sample
+from rlhf_bench.harness.types import Conversation, Preference, Request, Sample
 from rlhf_bench.trainers.data import BadRow, check_text
 from rlhf_bench.trainers.data.template import control_in
 from rlhf_bench.trainers.filters import Filters, apply, token_count
@@ -21,6 +22,8 @@ from rlhf_bench.trainers.online.config import LoopConfig
 from rlhf_bench.trainers.online.scoring import Row
 from rlhf_bench.trainers.preferences import conversation
 
+T = TypeVar("T", Sample, Preference)
+TWICE = "prompts that are there twice"
 CONTROL_PROMPTS = "prompts that hold a control token as text"
 CONTROL_ANSWERS = "answers that hold a control token as text"
 
@@ -52,10 +55,16 @@ def sift(
 
 
 def _sift_prompts(prompts: Sequence[Sample], tokenizer: Any | None) -> Sifted:
-    ids: set[str] = set()
-    if tokenizer is not None:
-        ids = {each.id for each in prompts if any(control_in(tokenizer, turn.content) for turn in conversation(each))}
-    return Sifted(frozenset(ids), {CONTROL_PROMPTS: len(ids)} if ids else {})
+    seen: set[Conversation] = set()
+    gone: dict[str, str] = {}
+    for each in prompts:
+        said = conversation(each)
+        if said in seen:
+            gone[each.id] = TWICE
+        elif tokenizer is not None and any(control_in(tokenizer, turn.content) for turn in said):
+            gone[each.id] = CONTROL_PROMPTS
+        seen.add(said)
+    return Sifted(frozenset(gone), Counter(gone.values()))
 
 
 def _sift_pairs(pairs: Sequence[Preference], filters: Filters, tokenizer: Any | None) -> Sifted:
@@ -76,6 +85,50 @@ def _check_pair(number: int, pair: Preference, tokenizer: Any) -> None:
         check_text(tokenizer, pair)
     except BadRow as fault:
         raise UserError(f"preference {number}: {fault}; mend it, or take it out") from None
+
+
+def batch(pool: Sequence[T], config: LoopConfig, number: int, attempt: int) -> Sequence[T]:
+    """The prompts or pairs of an iteration, of which none is about a prompt of another's, in an order that seed fixes.
+
+    Those of retries that ask fresh ones are taken from the end of it, so that a loop may get more iterations. Pairs of
+    one prompt stay together; what of them an iteration has no room for, none gets. Raises UserError where there are
+    too few for all of it.
+    """
+    size, fresh = config.prompts_per_iteration, [config.fresh(place) for place in range(len(config.retries))]
+    of_prompts: dict[Conversation, list[T]] = {}
+    for each in random.Random(config.seed).sample(list(pool), len(pool)):  # all: more iterations move no prompt
+        of_prompts.setdefault(conversation(each) if isinstance(each, Sample) else each.prompt, []).append(each)
+    groups = list(of_prompts.values())
+    first, taken = _shares(groups, size, config.iterations)
+    last, taken_again = _shares(groups[::-1], size, config.iterations * sum(fresh))
+    if len(first) + len(last) < config.iterations * (1 + sum(fresh)) or taken + taken_again > len(groups):
+        need = size * config.iterations * (1 + sum(fresh))
+        where = f"'{config.preferences or config.prompts}' has {len(pool)}"
+        where += f" ({len(groups)} different prompts; iterations share none)" if len(groups) < len(pool) else ""
+        with_fresh = f", with {sum(fresh)} retries each that ask fresh ones," if any(fresh) else ""
+        raise UserError(
+            f"{config.iterations} iterations of {size} prompts{with_fresh} need {need}, {where}: lower "
+            "prompts_per_iteration or iterations"
+        )
+    if attempt and fresh[attempt - 1]:
+        return last[(number - 1) * sum(fresh) + sum(fresh[: attempt - 1])][::-1]
+    return first[number - 1]
+
+
+def _shares(groups: Sequence[Sequence[T]], size: int, count: int) -> tuple[list[list[T]], int]:
+    """At most so many shares of this size, filled group by group, and how many groups they took."""
+    shares: list[list[T]] = []
+    share: list[T] = []
+    taken = 0
+    for group in groups:
+        if len(shares) == count:
+            break
+        taken += 1
+        share.extend(group[: size - len(share)])
+        if len(share) == size:
+            shares.append(share)
+            share = []
+    return shares, taken
 
 
 def readable(rows: Sequence[Row], tokenizer: Any) -> tuple[list[Row], Mapping[str, int]]:

@@ -212,7 +212,7 @@ def loop_plan(
     from rlhf_bench.trainers.online import facts
     from rlhf_bench.trainers.online.line import check_recipes
     from rlhf_bench.trainers.online.planned import Facts, Rate, plan_of
-    from rlhf_bench.trainers.online.pool import prompts_of, sift
+    from rlhf_bench.trainers.online.pool import batch, prompts_of, sift
 
     check_recipes(config, None)
     folder, work = facts.local_folder(config.model, store), home / "loops" / config.name
@@ -224,6 +224,7 @@ def loop_plan(
         texts = [text for pair in preferences[: facts.SAMPLE] for text in (pair.chosen, pair.rejected)]
         prompts, known = prompts_of(preferences), sum(map(count, texts)) / max(1, len(texts))
     prompts = [each for each in prompts if each.id not in sifted.ids]
+    batch(prompts, config, 1, 0)
     length, exact = facts.prompt_tokens(prompts, folder)
     size = None if folder is None else parameters(folder)
     evaluation = _evaluation(config, store, track)
