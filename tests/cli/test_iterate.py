@@ -51,6 +51,25 @@ def test_a_mistake_in_the_config_is_one_line(call: Call, config: Path, line: Lin
     assert said in done.one_line
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--iteration", "2"], "give --only STAGE, or neither"),
+        (["--attempt", "0"], "give --only STAGE, or neither"),
+        (["--only", "train", "--until", "score"], "--until has no effect with --only"),
+        (["--only", "train", "--plan"], "--plan has no effect with --only"),
+        (["--plan", "--from", "pair"], "--from has no effect with --plan"),
+        (["--plan", "--probes"], "--probes has no effect with --plan"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    call: Call, config: Path, line: Line, options: list[str], said: str
+) -> None:
+    done = call("iterate", str(config), *options)
+    assert done.code == 2
+    assert said in done.one_line
+
+
 def test_a_start_that_is_not_the_champion_is_refused(call: Call, config: Path, line: Line) -> None:
     done = call("iterate", str(config), "--set", "model=worse")
     assert done.code == 2

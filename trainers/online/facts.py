@@ -20,16 +20,18 @@ from statistics import median
 from typing import Any
 
 from rlhf_bench.harness.checkpoint import decisive_files
+from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.models import HUB, engine_here
 from rlhf_bench.harness.prices import CHARS_PER_TOKEN
 from rlhf_bench.harness.progress import Advance, Track
 from rlhf_bench.harness.store import Store
-from rlhf_bench.harness.types import Request, Sample
+from rlhf_bench.harness.types import Checkpoint, Request, Sample
 from rlhf_bench.harness.weights import BUILTIN, cache_dir
 from rlhf_bench.trainers.backends import METRICS
 from rlhf_bench.trainers.chat import tokenizer_at
 from rlhf_bench.trainers.filters import token_count
 from rlhf_bench.trainers.online.config import LoopConfig, Stage
+from rlhf_bench.trainers.online.line import check_recipes
 from rlhf_bench.trainers.online.planned import EXPECTED_TOKENS, Rate, recipe_of
 from rlhf_bench.trainers.online.stages import FILES
 from rlhf_bench.trainers.preferences import conversation
@@ -245,6 +247,15 @@ def counter(folder: Path | None) -> Callable[[str], int]:
     if tokenizer is None:
         return lambda text: math.ceil(len(text) / CHARS_PER_TOKEN)
     return token_count(tokenizer)
+
+
+def lacking(config: LoopConfig, folder: Path | None) -> list[str]:
+    """What keeps this machine from training the policy in the folder, as a note: another machine may do it."""
+    try:
+        check_recipes(config, None if folder is None else Checkpoint(str(folder), ""))
+    except UserError as error:
+        return [f"it does not train here: {error}"]
+    return []
 
 
 def asked_tokens(requests: Iterable[Request]) -> tuple[int, int]:

@@ -189,6 +189,11 @@ def clean_pairs(line: Line) -> list[Preference]:
     return [pair for number, pair in enumerate(line.preferences) if str(number) not in left_out]
 
 
+def candidate_name(config: LoopConfig, number: int, attempt: int) -> str:
+    """What the candidate of an iteration is called: NAME-ITERATION, that of a retry NAME-ITERATION-retry-NUMBER."""
+    return f"{config.name}-{number}" + (f"-retry-{attempt}" if attempt else "")
+
+
 def registered(store: Store, name: str) -> Checkpoint:
     found = store.checkpoint(name)
     if found is None:

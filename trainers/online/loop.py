@@ -33,7 +33,16 @@ from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Checkpoint, Report, Verdict
 from rlhf_bench.trainers.backends import get_backend, rank
 from rlhf_bench.trainers.online.config import STAGES, Stage
-from rlhf_bench.trainers.online.line import Line, begin, begun, check_unchanged, clean, clean_pairs, registered
+from rlhf_bench.trainers.online.line import (
+    Line,
+    begin,
+    begun,
+    candidate_name,
+    check_unchanged,
+    clean,
+    clean_pairs,
+    registered,
+)
 from rlhf_bench.trainers.online.pool import batch
 from rlhf_bench.trainers.online.scoring import Row, freed
 from rlhf_bench.trainers.online.stages import (
@@ -259,12 +268,21 @@ def _stages(line: Line, task: Task, roles: _Roles, upto: Stage) -> _Made:
     made.candidate = candidate = train_stage(task, learned, line.track)
     if rank():
         return made
-    alias = f"{line.config.name}-{task.number}"
-    free = line.store.aliases().get(alias) in (None, candidate.digest)
-    line.store.register(candidate, alias=alias if free else None)
+    _register(line, task, candidate)
     if upto == "measure":
         made.reports = _measured(line, task, roles.start, (candidate, roles.champion, _anchor(line)))
     return made
+
+
+def _register(line: Line, task: Task, candidate: Checkpoint) -> None:
+    """Know the candidate by its name, which one that was set aside loses, and a model of another line keeps."""
+    known = line.store.alias(task.name)
+    ours = (
+        known is None or known.digest == candidate.digest or task.folder.resolve() in Path(known.path).resolve().parents
+    )
+    line.store.register(candidate, alias=task.name if ours else None)
+    if not ours:
+        line.say(f"another model is called {task.name}: this candidate goes by {candidate.digest[:12]}")
 
 
 def _measured(line: Line, task: Task, start: Checkpoint, checkpoints: Sequence[Checkpoint]) -> tuple[Report, ...]:
@@ -320,6 +338,7 @@ def _task(line: Line, number: int, attempt: int, roles: _Roles) -> Task:
 
     return Task(
         number=number,
+        name=candidate_name(config, number, attempt),
         config=config,
         policy=roles.policy,
         reference=roles.start if config.reference == "initial" else roles.policy,

@@ -48,12 +48,13 @@ FILES: Mapping[Stage, str] = {
 class Task:
     """What an iteration works on: its number, prompts (or given pairs), policies and settings, and where it writes.
 
-    `policy` is what it improves, `reference` what DPO holds it to, `explore` who answers, by `engine`; `config` is the
-    loop's as a retry may have changed it. `elsewhere` does a stage in another process, if the settings say so, and says
-    whether.
+    `name` is what its candidate is called, `policy` what it improves, `reference` what DPO holds it to, `explore` who
+    answers, by `engine`; `config` is the loop's as a retry may have changed it. `elsewhere` does a stage in another
+    process, if the settings say so, and says whether.
     """
 
     number: int
+    name: str
     config: LoopConfig
     policy: Checkpoint
     reference: Checkpoint

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,8 +55,10 @@ def iterate(
     only: Annotated[
         Stage | None, typer.Option(help="One stage of an iteration that has begun, here: what `launch` runs.")
     ] = None,
-    iteration: Annotated[int, typer.Option(min=1, help="The iteration, with --only.")] = 1,
-    attempt: Annotated[int, typer.Option(min=0, help="Which retry of it, with --only.")] = 0,
+    iteration: Annotated[int | None, typer.Option(min=1, help="The iteration, with --only.", show_default="1")] = None,
+    attempt: Annotated[
+        int | None, typer.Option(min=0, help="Which retry of it, with --only.", show_default="0, the first try")
+    ] = None,
     schema: Annotated[
         bool,
         typer.Option(
@@ -77,18 +79,28 @@ def iterate(
     """
     from rlhf_bench.trainers import online
 
+    if only is None and (iteration is not None or attempt is not None):
+        raise UserError("--iteration and --attempt say of what --only makes a stage: give --only STAGE, or neither")
+    _go_together({"--only": only, "--plan": plan}, {"--until": until, "--from": from_, "--probes": probes})
     settings, path = online.loop_config(config, set_ or [])
     with lookup.open_store() as store:
         line = _line(settings, path, [config, *(f"--set={each}" for each in set_ or [])], store, show.bars())
         if plan:
             _plan(line, json)
         elif only is not None:
-            online.run_stage(line, only, iteration, attempt)
+            online.run_stage(line, only, iteration or 1, attempt or 0)
         else:
             if from_ is not None:
                 for made in online.set_aside(line, from_):
                     show.complain(f"set aside: {made}")
             _go(line, until, probes, json)
+
+
+def _go_together(instead: Mapping[str, object], whole: Mapping[str, object]) -> None:
+    """Raise UserError where something is given beside one of `instead`, which takes the place of a whole run."""
+    given = [name for name, value in instead.items() if value]
+    if given and (others := given[1:] + [name for name, value in whole.items() if value]):
+        raise UserError(f"{others[0]} has no effect with {given[0]}: leave one of them out")
 
 
 def _plan(line: Line, json: bool) -> None:
@@ -319,7 +331,8 @@ def _print_end(done: list[Iteration], plan: LoopConfig, store: Store) -> None:
     ]
     for each in done:
         how = "DPO" if plan.method == "dpo" else "SFT"
-        made = f"{how} on {each.pairs} {_what(plan)}, iteration {each.number}: {each.verdict.outcome}"
+        retry = f", retry {each.attempt}" if each.attempt else ""
+        made = f"{how} on {each.pairs} {_what(plan)}, iteration {each.number}{retry}: {each.verdict.outcome}"
         rows.append((lookup.name_of(each.candidate, store), each.candidate.digest, each.candidate.parent, made))
     marked = [
         (f"{name} ★ champion" if digest == champion.checkpoint else name, digest, parent, made)

@@ -29,7 +29,10 @@ def _models(context: typer.Context, json: options.Json = False) -> None:
 
 @app.command("list")
 def listing(json: options.Json = False) -> None:
-    """The registered checkpoints, and the models that are built in."""
+    """The registered checkpoints, and the models that are built in.
+
+    The candidate of a loop's iteration is called LOOP-ITERATION, that of a retry LOOP-ITERATION-retry-NUMBER.
+    """
     from rlhf_bench.harness.weights import BUILTIN
 
     with lookup.open_store() as store:

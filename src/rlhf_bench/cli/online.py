@@ -252,20 +252,7 @@ def loop_plan(
         ),
     )
     left_out = [f"left out: {count} × {reason}" for reason, count in sifted.counts.items()]
-    return replace(found, notes=(*left_out, *found.notes, *_lacks(config, folder)))
-
-
-def _lacks(config: LoopConfig, folder: Path | None) -> list[str]:
-    """What this machine lacks to train the policy in the folder: a note, as another machine may have it."""
-    from rlhf_bench.harness.errors import UserError
-    from rlhf_bench.harness.types import Checkpoint
-    from rlhf_bench.trainers.online.line import check_recipes
-
-    try:
-        check_recipes(config, None if folder is None else Checkpoint(str(folder), ""))
-    except UserError as error:
-        return [f"it does not train here: {error}"]
-    return []
+    return replace(found, notes=(*left_out, *found.notes, *facts.lacking(config, folder)))
 
 
 def _measured(config: LoopConfig, store: Store) -> bool:

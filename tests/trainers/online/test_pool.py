@@ -41,7 +41,7 @@ def answered(name: str, answers: Sequence[str], prompt: str = "Say.") -> dict[st
 def task_of(line: Line, policy: Checkpoint) -> Task:
     folder = line.work / "iteration-1"
     folder.mkdir(parents=True, exist_ok=True)
-    return Task(1, line.config, policy, policy, [policy], (), (), "hf", folder)
+    return Task(1, "small-1", line.config, policy, policy, [policy], (), (), "hf", folder)
 
 
 @pytest.mark.parametrize("settings", [{}, SFT])

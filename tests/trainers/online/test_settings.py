@@ -106,7 +106,28 @@ def test_a_retry_changes_what_it_says_and_takes_the_answers_that_are_there(line:
     asked = [{row["sample_id"] for row in each.rows} for each in done]
     assert asked[0] == asked[1] and not asked[0] & asked[2]
     assert len(files(tried, "answers-*")) == 2
+    aliases = tried.store.aliases()
+    names = ("small-1", "small-1-retry-1", "small-1-retry-2")
+    assert [aliases[name] for name in names] == [each.candidate.digest for each in done]
     assert told(done) == told(list(iterate(tried)))
+
+
+def test_a_name_that_another_model_has_stays_its_own_and_one_that_was_set_aside_loses_it(
+    line: Callable[..., Line], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    small = line(say=said.append)
+    other = Checkpoint(str(tiny_checkpoint), checkpoint_digest(tiny_checkpoint))
+    small.store.register(other, alias="small-1")
+    assert list(iterate(small, until="train")) == []
+    assert small.store.aliases()["small-1"] == other.digest
+    assert len(said) == 1 and said[0].startswith("another model is called small-1: this candidate goes by ")
+    gone = Checkpoint(str(small.work.resolve() / "iteration-1" / "candidate-old"), "0" * 64)
+    small.store.register(gone, alias="small-1")
+    assert list(iterate(small, until="train")) == []
+    (made,) = files(small, "candidate-*")
+    assert small.store.aliases()["small-1"] == json.loads((made / "recipe.json").read_text())["digest"]
+    assert len(said) == 1
 
 
 def test_a_loop_ends_when_its_retries_are_used_up(line: Callable[..., Line]) -> None:
