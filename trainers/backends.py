@@ -3,7 +3,8 @@
     out.work/   while it runs: what is being made (made.json), the lock, the back end's own checkpoints, metrics.jsonl,
                 the draft
     out/        when it is done: the draft, renamed in one step; it never holds half a checkpoint, and recipe.json keeps
-                the digest of what was trained, so that files changed since are refused and not taken for it
+                the digest of what was trained and of its chat template, so that files changed since are refused and
+                not taken for it
 
 Another package adds a back end by an entry point of the group `rlhf_bench.trainers` that names a module (or any object)
 with the functions of `Fit`; docs/backends.md has one of 40 lines.
@@ -23,13 +24,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from rlhf_bench.harness.checkpoint import check_finite, checkpoint_digest, verify
+from rlhf_bench.harness.checkpoint import chat_template_digest, check_finite, checkpoint_digest, verify
 from rlhf_bench.harness.codec import digest, plain
 from rlhf_bench.harness.errors import Fault, UnknownName, UserError
 from rlhf_bench.harness.files import flush, only_one, write
 from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.types import Checkpoint, Conversation, Preference
 from rlhf_bench.trainers.chat import check_talks, dressed, template_text
+from rlhf_bench.trainers.chat.reading import RECIPE, TEMPLATE
 from rlhf_bench.trainers.recipes import KINDS, DPORecipe, PreferenceRecipe, RewardRecipe, SFTRecipe, Training
 from rlhf_bench.trainers.starts import check_speaks
 
@@ -37,7 +39,6 @@ GROUP = "rlhf_bench.trainers"
 BUILTIN = {"trl": "rlhf_bench.trainers.trl", "torch": "rlhf_bench.trainers.plain"}
 DRAFT = "model"
 METRICS = "metrics.jsonl"
-RECIPE = "recipe.json"
 WAIT_S = 1800.0
 OPTIONS = {name for recipe in KINDS.values() for name in recipe.model_fields}
 
@@ -246,7 +247,8 @@ class Backend:
                     _clear(work)
                 raise
             check_finite(work / DRAFT)
-            _write(work / DRAFT / RECIPE, {**facts, **made, "digest": checkpoint_digest(work / DRAFT)})
+            of_files = {TEMPLATE: chat_template_digest(work / DRAFT), "digest": checkpoint_digest(work / DRAFT)}
+            _write(work / DRAFT / RECIPE, {**facts, **made, **of_files})
             flush(work / DRAFT)
             (work / DRAFT).replace(out)
 

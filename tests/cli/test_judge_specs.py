@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,21 @@ def test_the_judge_prompt_is_part_of_the_judges_identity(store: Store, monkeypat
     spec = "openai:m@http://localhost:1/v1"
     judges = [scorers.judge(spec, store, silent, prompt=name) for name in ("weighted", "fn", "cot")]
     assert len({judge.identity for judge in judges}) == 3
+
+
+@pytest.mark.parametrize("kind", ["", "pm:"])
+def test_a_loops_reward_that_cannot_read_answers_is_one_line_before_it_is_loaded(
+    kind: str, tiny_checkpoint: Path, store: Store, tmp_path: Path
+) -> None:
+    folder = tmp_path / "reward"
+    shutil.copytree(tiny_checkpoint, folder)
+    if not kind:
+        said = json.loads((folder / "config.json").read_text())
+        head = {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "r"}}
+        (folder / "config.json").write_text(json.dumps(said | head))
+    assert scorers.scoring(f"{kind}{folder}", store, silent, [(Message("user", "Why?"),)]).name == f"{kind}{folder}"
+    silenced = tmp_path / "silenced"
+    shutil.copytree(folder, silenced)
+    (silenced / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}<|im_end|>{% endfor %}")
+    with pytest.raises(UserError, match="leaves an answer out or changes it"):
+        scorers.scoring(f"{kind}{silenced}", store, silent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -229,6 +230,17 @@ def test_a_recipe_that_the_back_end_lacks_is_refused_by_the_plan_and_what_the_ma
     assert any(note.startswith("it does not train here: shard fsdp") for note in plan(store, elsewhere).notes)
     launched = elsewhere.model_copy(update={"launch": {"train": "torchrun --nproc-per-node 8"}})
     assert not any("does not train here" in note for note in plan(store, launched).notes)
+
+
+def test_a_reward_model_that_reads_no_answers_is_refused_by_the_plan(
+    store: Store, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "reward")
+    settings = config(reward=str(tmp_path / "reward"))
+    assert plan(store, settings).total.rewards == 40
+    (tmp_path / "reward" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}{% endfor %}")
+    with pytest.raises(UserError, match="leaves an answer out"):
+        plan(store, settings)
 
 
 def test_prompts_that_are_there_twice_are_told_and_not_counted(store: Store) -> None:

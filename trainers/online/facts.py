@@ -29,6 +29,7 @@ from rlhf_bench.harness.types import Checkpoint, Request, Sample
 from rlhf_bench.harness.weights import BUILTIN, cache_dir
 from rlhf_bench.trainers.backends import METRICS
 from rlhf_bench.trainers.chat import tokenizer_at
+from rlhf_bench.trainers.chat.reading import check_reads
 from rlhf_bench.trainers.filters import token_count
 from rlhf_bench.trainers.online.config import LoopConfig, Stage
 from rlhf_bench.trainers.online.line import check_recipes
@@ -256,6 +257,13 @@ def lacking(config: LoopConfig, folder: Path | None) -> list[str]:
     except UserError as error:
         return [f"it does not train here: {error}"]
     return []
+
+
+def check_reward(config: LoopConfig, store: Store, prompts: Sequence[Sample]) -> None:
+    """Raise UserError where the reward model is on this machine, and would not read the answers to these prompts."""
+    folder = None if config.ranks or config.preferences is not None else local_folder(config.reward, store)
+    if folder is not None:
+        check_reads(Checkpoint(str(folder), ""), map(conversation, prompts))
 
 
 def asked_tokens(requests: Iterable[Request]) -> tuple[int, int]:

@@ -169,6 +169,7 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
     from rlhf_bench.trainers.online import Line, facts, monitors, notify
     from rlhf_bench.trainers.online.line import begun
     from rlhf_bench.trainers.online.probes import PACKAGED, read_probes
+    from rlhf_bench.trainers.preferences import conversation
 
     engine_here(plan.answers.engine)
     asked = measuring.loop_asked(plan)
@@ -187,13 +188,15 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
     if plan.judge != lookup.DEMO_JUDGE and any(each.judged for each in chosen.benchmarks):
         scorers.judge(plan.judge, store, track)
 
+    pool = lookup.prompts(plan.prompts, beside=path) if plan.preferences is None else ()
+
     def measure(checkpoint: Checkpoint) -> Report:
         settled = replace(asked, engine=begun(line)["engine"])  # what auto meant when the loop began
         return measuring.measure(lookup.name_of(checkpoint, store), settled, store, track)
 
     @functools.cache
     def scoring() -> Scoring:
-        return scorers.scoring(plan.reward, store, track)
+        return scorers.scoring(plan.reward, store, track, map(conversation, pool))
 
     def signals(report: Report, checkpoint: Checkpoint, initial: Checkpoint) -> Report:
         judge = None
@@ -206,7 +209,6 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
         where = ["--only", stage, "--iteration", str(iteration), "--attempt", str(attempt)]
         _run([*shlex.split(plan.launch[stage]), _program(), "iterate", *called, *where], stage)  # type: ignore[index]
 
-    given = plan.preferences is not None
     line = Line(
         config=plan,
         store=store,
@@ -214,7 +216,7 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
         scoring=scoring,
         measure=measure,
         home=home(),
-        prompts=() if given else lookup.prompts(plan.prompts, beside=path),
+        prompts=pool,
         preferences=read_preferences(lookup.sought(plan.preferences, path)) if plan.preferences is not None else (),
         contaminated=functools.partial(_contaminated, track=track),
         signals=signals,

@@ -225,6 +225,7 @@ def loop_plan(
         prompts, known = prompts_of(preferences), sum(map(count, texts)) / max(1, len(texts))
     prompts = [each for each in prompts if each.id not in sifted.ids]
     batch(prompts, config, 1, 0)
+    facts.check_reward(config, store, prompts)
     length, exact = facts.prompt_tokens(prompts, folder)
     size = None if folder is None else parameters(folder)
     evaluation = _evaluation(config, store, track)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_bench.cli import lookup
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rlhf_bench.harness.prices import Budget
     from rlhf_bench.harness.progress import Track
     from rlhf_bench.harness.store import Store
-    from rlhf_bench.harness.types import Checkpoint
+    from rlhf_bench.harness.types import Checkpoint, Conversation
     from rlhf_bench.trainers.online import Scoring
 
 WEIGHTED = "weighted"
@@ -34,12 +35,16 @@ def reward_checkpoint(spec: str, store: Store, track: Track) -> Checkpoint:
     return demo_reward(store, lookup.prompts(lookup.DEMO), home(), track)
 
 
-def scoring(spec: str, store: Store, track: Track) -> Scoring:
-    """Who says which of a prompt's answers are better: a reward model, or what compares two (pm:, openai:, llm:)."""
+def scoring(spec: str, store: Store, track: Track, prompts: Iterable[Conversation] = ()) -> Scoring:
+    """Who says which of a prompt's answers are better: a reward model, or what compares two (pm:, openai:, llm:).
+
+    Raises UserError where a reward model or a preference model cannot read such prompts with their answers.
+    """
     from rlhf_bench.harness.codec import digest
     from rlhf_bench.harness.judges.reward import require_head
     from rlhf_bench.harness.models import resolve
-    from rlhf_bench.trainers.chat import check_talks
+    from rlhf_bench.trainers.chat import check_talks, tokenizer_at
+    from rlhf_bench.trainers.chat.reading import check_reads
     from rlhf_bench.trainers.online import Scoring, reward_scoring
     from rlhf_bench.trainers.online.config import TOURNAMENTS
 
@@ -48,8 +53,16 @@ def scoring(spec: str, store: Store, track: Track) -> Scoring:
         model = reward_checkpoint(spec, store, track)
         check_talks(model)
         require_head(model.path)
+        check_reads(model, prompts)
         return reward_scoring(model, spec)
     known = digest([kind, resolve(name, store, track).digest]) if kind in ("pm", "llm") else digest([spec])
+    if kind == "pm":  # it reads a prompt with two answers as one turn of the user's
+        from rlhf_bench.harness.judges.preference import answer_tokens
+
+        model = resolve(name, store, track)
+        check_talks(model)
+        check_reads(model)
+        answer_tokens(tokenizer_at(Path(model.path)))
     return Scoring(spec, known, compares=lambda: judge(spec, store, track))
 
 
