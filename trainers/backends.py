@@ -262,7 +262,13 @@ class Backend:
             time.sleep(0.05)
 
     def _loaded(self, kind: str) -> Fit:
-        fit, name = self.load(), f"fit_{kind}"
+        name = f"fit_{kind}"
+        try:
+            fit = self.load()
+        except ImportError as error:
+            raise UserError(
+                f"the back end '{self.name}' cannot be imported ({error}): install what it needs"
+            ) from error
         if name not in dir(fit) and not hasattr(fit, name):  # the first way imports nothing
             raise UserError(f"the back end '{self.name}' has no {name}: use --backend trl")
         return fit

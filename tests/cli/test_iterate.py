@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,19 @@ def test_an_option_that_would_do_nothing_is_refused(
     done = call("iterate", str(config), *options)
     assert done.code == 2
     assert said in done.one_line
+
+
+def test_a_judge_of_a_suite_in_which_nothing_is_judged_is_refused(call: Call, config: Path, line: Line) -> None:
+    rules = {
+        "name": "maths",
+        "targets": [{"benchmark": "demo-arithmetic", "metric": "accuracy"}],
+        "guards": [{"benchmark": "demo-four-way", "metric": "accuracy", "margin": 0.1}],
+    }
+    (config.parent / "maths.yaml").write_text(json.dumps(rules))
+    changes = ("suite=demo-arithmetic,demo-four-way", "policy=maths.yaml", "judge=base")
+    done = call("iterate", str(config), *(f"--set={each}" for each in changes))
+    assert done.code == 2
+    assert "judge has no effect, since nothing in suite 'demo-arithmetic,demo-four-way' is judged" in done.one_line
 
 
 def test_a_start_that_is_not_the_champion_is_refused(call: Call, config: Path, line: Line) -> None:

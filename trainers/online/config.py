@@ -155,7 +155,12 @@ class LoopConfig(Config):
             return self
         if (self.on_hold == "retry") != bool(self.retries):
             raise ValueError("retries and on_hold: retry go together: give both, or neither")
-        tried = [idle(self.retry(number)) for number in range(len(self.retries))]
+        _, *retried = self.attempts()
+        first = self.model_copy(update={"on_hold": "stop", "retries": ()})
+        for number, changed in enumerate(retried):
+            if changed == first and not self.fresh(number):
+                raise ValueError(f"retries.{number} changes nothing: give it a setting, or fresh_prompts: true")
+        tried = [idle(changed) for changed in retried]
         for name, why in idle(self).items():
             if all(name in each for each in tried):
                 raise ValueError(f"{name} has no effect, since {why}: leave it out")

@@ -109,16 +109,19 @@ def begin(line: Line) -> Checkpoint:
 def _left_out(line: Line, tokenizer: Any) -> list[str]:
     """The ids of the prompts, or the numbers of the given pairs, that the loop leaves out for good; and it says why.
 
-    Raises UserError where what is left does not suffice, or where a given pair cannot be read.
+    Raises UserError where what is left does not suffice, or where a given pair, or the reward, is not as it must be.
     """
     config, given = line.config, line.config.preferences is not None
     sifted = sift(config, line.prompts, line.preferences, tokenizer)
     for reason, count in sifted.counts.items():
         line.say(f"left out: {count} × {reason}")
     ids, asked = set(sifted.ids), prompts_of(line.preferences) if given else line.prompts
+    batch([sample for sample in asked if sample.id not in ids], config, 1, 0)
+    if not given:
+        line.scoring()  # which may take long, as the demo's reward is trained at its first use
     if config.contaminated == "drop":
         ids |= set(line.contaminated([sample for sample in asked if sample.id not in ids]))
-    batch([sample for sample in asked if sample.id not in ids], config, 1, 0)
+        batch([sample for sample in asked if sample.id not in ids], config, 1, 0)
     return sorted(ids)
 
 
@@ -161,8 +164,6 @@ def _check_names(line: Line) -> None:
         if config.preferences is None:
             for name in set(each.answers.policies) - set(KNOWN):
                 resolve(name, line.store, line.track)
-    if config.preferences is None:
-        line.scoring()
 
 
 def _check_prompts(prompts: Sequence[Sample]) -> None:

@@ -32,7 +32,7 @@ from rlhf_bench.harness.promote import promote
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Checkpoint, Report, Verdict
 from rlhf_bench.trainers.backends import get_backend, rank
-from rlhf_bench.trainers.online.config import STAGES, Stage
+from rlhf_bench.trainers.online.config import STAGES, LoopConfig, Stage
 from rlhf_bench.trainers.online.line import (
     Line,
     begin,
@@ -131,6 +131,7 @@ def iterate(line: Line, *, until: Stage | None = None) -> Iterator[Iteration]:
     """
     config = line.config
     get_backend(config.backend)
+    _check_stage(config, until)
     with only_one(line.work, "running this loop"):
         start = begin(line)
         roles = _Roles(start, start, start, start)
@@ -155,6 +156,7 @@ def run_stage(line: Line, name: Stage, number: int, attempt: int) -> None:
 
     Raises UserError where the loop has not come there.
     """
+    _check_stage(line.config, name)
     path = line.work / f"iteration-{number}" / f"begun-{attempt}.json"
     if not path.exists():
         raise UserError(f"loop '{line.config.name}' has not begun iteration {number}: run `rlhf-bench iterate`")
@@ -173,6 +175,7 @@ def set_aside(line: Line, name: Stage) -> list[Path]:
     Answers, rewards and grades that are in the store are taken from there again. Raises UserError where there is no
     iteration, where the settings changed, or where its candidate has become the champion, by a verdict or by force.
     """
+    _check_stage(line.config, name)
     with only_one(line.work, "running this loop"):
         numbered = [folder for folder in line.work.glob("iteration-*") if folder.name.partition("-")[2].isdecimal()]
         begun = sorted(numbered, key=lambda folder: int(folder.name.partition("-")[2]))
@@ -195,6 +198,12 @@ def set_aside(line: Line, name: Stage) -> list[Path]:
         made += folder.glob("verdict-*.json")
         place = next(n for n in count(1) if not any(folder.glob(f"*.before-{n}")))
         return [path.rename(path.with_name(f"{path.name}.before-{place}")) for path in sorted(made)]
+
+
+def _check_stage(config: LoopConfig, name: Stage | None) -> None:
+    """Raise UserError for a stage that the loop does not have."""
+    if config.preferences is not None and name in ("answers", "score"):
+        raise UserError(f"there is no stage '{name}' where the config gives preferences: choose pair, train or measure")
 
 
 def _iteration(line: Line, number: int, attempt: int, roles: _Roles, until: Stage | None) -> Iteration | None:
@@ -260,8 +269,6 @@ def _stages(line: Line, task: Task, roles: _Roles, upto: Stage) -> _Made:
         made.rows = rows = rewards_stage(task, rows, scoring, line.store, line.track)
         if upto == "score":
             return made
-    elif upto in ("answers", "score"):
-        raise UserError(f"there is no stage '{upto}' where the config gives preferences: choose pair, train or measure")
     made.learned = learned = pairs_stage(task, list(made.rows))
     if upto == "pair":
         return made

@@ -185,7 +185,9 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
         plan = plan.model_copy(update={"probes": str(lookup.sought(plan.probes, path))})
         read_probes(str(plan.probes))
     asks_gap = plan.preferences is None and any(each.signal == "reward_gap" for each in policy.sentinels)
-    if plan.judge != lookup.DEMO_JUDGE and any(each.judged for each in chosen.benchmarks):
+    if plan.judge != lookup.DEMO_JUDGE:
+        if not any(each.judged for each in chosen.benchmarks):
+            raise UserError(f"judge has no effect, since nothing in suite '{plan.suite}' is judged: leave it out")
         scorers.judge(plan.judge, store, track)
 
     pool = lookup.prompts(plan.prompts, beside=path) if plan.preferences is None else ()

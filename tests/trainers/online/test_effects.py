@@ -47,6 +47,8 @@ def loop(*settings: dict[str, Any]) -> LoopConfig:
         (GIVEN | {"pairs": {"length_penalty": 0.1}}, r"pairs\.length_penalty has no effect"),
         (GIVEN | {"launch": {"score": ""}}, r"launch\.score has no effect"),
         ({"filters": {"per_prompt": 5}}, r"filters\.per_prompt has no effect, since it is for given preferences"),
+        (RETRY | {"retries": [{"dpo.beta": 0.1}]}, r"retries\.0 changes nothing"),
+        (RETRY | {"retries": [{"dpo.beta": 0.2}, {"fresh_prompts": False}]}, r"retries\.1 changes nothing"),
         (RETRY | {"retries": [{"sft.learning_rate": 1e-5}]}, r"retries\.0: sft\.learning_rate has no effect"),
         (RETRY | {"retries": [{"dpo.beta": 0.2}, {"sft": {"epochs": 2}}]}, r"retries\.1: sft\.epochs has no effect"),
         (RETRY | {"retries": [{"method": "sft", "dpo.beta": 0.2}]}, r"retries\.0: dpo\.beta has no effect"),

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from tests.trainers.conftest import dpo_recipe, reward_recipe, sft_recipe
 from tests.trainers.online.conftest import SETTINGS, files
+from tests.trainers.online.loop_driver import samples
 
 from rlhf_bench.harness.errors import UserError
-from rlhf_bench.harness.types import Checkpoint
+from rlhf_bench.harness.types import Checkpoint, Message, Request, Sample
 from rlhf_bench.trainers.backends import Backend, get_backend
 from rlhf_bench.trainers.online import Line, iterate
 from rlhf_bench.trainers.recipes import LoRA, Training
@@ -58,6 +59,30 @@ def test_a_back_end_need_not_say_what_it_lacks_but_what_it_trains() -> None:
     Backend("tiny", lambda: silent).check(sft_recipe(), None)
     with pytest.raises(UserError, match="the back end 'tiny' has no fit_dpo"):
         Backend("tiny", lambda: silent).check(dpo_recipe(), None)
+
+
+def test_a_back_end_that_cannot_be_imported_is_one_line() -> None:
+    def broken() -> Any:
+        raise ImportError("No module named 'missing'")
+
+    with pytest.raises(UserError, match=r"'far' cannot be imported .*'missing'.*: install what it needs"):
+        Backend("far", broken).check(sft_recipe(), None)
+
+
+def test_a_loop_is_refused_before_its_reward_is_looked_at(line: Callable[..., Line]) -> None:
+    asked: list[str] = []
+
+    def scoring() -> Any:
+        asked.append("reward")
+
+    said = [Request(f"forged {i}", (Message("user", f"<|im_end|>{i}"),)) for i in range(3)]
+    forged = [Sample(each.sample_id, (each,), "") for each in said]
+    few = line({"iterations": 2}, scoring=scoring, prompts=[*samples(3, 8), *forged])
+    simpo = line({"backend": "trl", "dpo": SETTINGS["dpo"] | {"loss": "simpo"}}, scoring=scoring)
+    for refused in (few, simpo):
+        with pytest.raises(UserError, match=r"need 6, 'demo' has 3|simpo"):
+            list(iterate(refused))
+    assert asked == []
 
 
 def test_trl_is_asked_what_it_lacks_without_being_imported() -> None:

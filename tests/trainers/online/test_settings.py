@@ -63,8 +63,12 @@ def test_pairs_that_are_given_take_the_place_of_answers_and_rewards(line: Callab
 
 def test_there_is_no_stage_of_answers_where_pairs_are_given(line: Callable[..., Line]) -> None:
     pairs = [Preference((Message("user", "Say."),), "the sea", f"gas {i}") for i in range(3)]
+    offline = line(GIVEN, preferences=pairs, prompts=())
     with pytest.raises(UserError, match="no stage 'score'"):
-        list(iterate(line(GIVEN, preferences=pairs), until="score"))
+        list(iterate(offline, until="score"))
+    with pytest.raises(UserError, match="no stage 'answers'"):
+        set_aside(offline, "answers")
+    assert offline.store.champion() is None
 
 
 def test_best_of_n_is_tuned_on_the_best_answer_of_each_prompt(line: Callable[..., Line]) -> None:
