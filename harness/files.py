@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from rlhf_bench.harness.errors import Fault, UserError
 
 
@@ -52,6 +50,8 @@ def flush(folder: Path) -> None:
 @contextmanager
 def only_one(folder: Path, doing: str) -> Iterator[None]:
     """Hold the folder's lock, which goes when the process dies. Raises UserError where another process holds it."""
+    from filelock import FileLock, Timeout  # 10 ms that `--help` need not take
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
