@@ -8,6 +8,7 @@ What a user can mend is one branch, what the world did is the other.
     │   ├── MissingData        data or weights that are not here, with the command that gets them
     │   └── ChangedCheckpoint  a registered checkpoint whose files are no longer what was registered
     └── Fault                  the world failed (disk, engine, judge, sandbox): nothing was scored; exit code 4
+        ├── Outage             an endpoint that does not answer now: to wait is worth it, and what it said is kept
         ├── CorruptRow         a stored row that does not parse: it is never used as an answer
         └── LostRace           another process moved the champion first
 """
@@ -56,6 +57,10 @@ class ChangedCheckpoint(UserError):
 
 class Fault(RlhfBenchError):
     """Something outside failed. Never a score, never a promotion."""
+
+
+class Outage(Fault):
+    """An endpoint that does not answer now, and may later."""
 
 
 class CorruptRow(Fault):

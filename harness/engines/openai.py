@@ -31,7 +31,7 @@ from rlhf_bench.harness.codec import digest
 from rlhf_bench.harness.engines.arrivals import Arrivals, Emit
 from rlhf_bench.harness.engines.pace import DEFAULT, Limits, Pace, Stopped
 from rlhf_bench.harness.engines.reply import AGAIN, SHOWN, Failed, read_refusal, read_reply
-from rlhf_bench.harness.errors import Fault, UserError
+from rlhf_bench.harness.errors import Fault, Outage, RlhfBenchError, UserError
 from rlhf_bench.harness.prices import Budget, Price, Usage, price_of
 from rlhf_bench.harness.types import Completion, Request
 
@@ -251,17 +251,17 @@ class _Calls:
         if failure.kind == "throttled":
             self._pace.objected(started, failure.wait_s)
             if "insufficient_quota" in failure.text:
-                self._stop("the account has no credit left", failure)
+                self._stop("the account has no credit left", failure, Fault)
             if failure.wait_s > self._limits.pause_s:
                 self._stop(f"{self._engine.base} wants no call for {failure.wait_s:.0f} s", failure)
         elif failure.kind == "rejected" and re.match("HTTP (401|402|403|404)", failure.text):
-            self._stop(f"{self._engine.base} takes neither this key nor this model", failure, mend=True)
+            self._stop(f"{self._engine.base} takes neither this key nor this model", failure, UserError)
         elif failure.kind != "content filter" and self._pace.failed():
             self._stop(f"{self._engine.base} failed {self._pace.in_a_row} times in a row", failure)
 
-    def _stop(self, what: str, failure: Failed, mend: bool = False) -> None:
+    def _stop(self, what: str, failure: Failed, kind: type[RlhfBenchError] = Outage) -> None:
         text = self._redacted(f"{what} ({failure}); what was answered is kept: run the same to go on")
-        self._pace.stop(UserError(text) if mend else Fault(text))
+        self._pace.stop(kind(text))
 
     async def _paid(self, request: Request, payload: bytes, limit_s: float) -> Completion:
         """One attempt within the budget. Raises Failed, or Stopped where the budget has no room for it."""

@@ -35,6 +35,11 @@ class Failed(Exception):
         return f"{self.kind}: {self.text}"
 
 
+def may_pass(why: str) -> bool:
+    """Whether an answer failed for a reason that may be gone the next time that it is asked for."""
+    return why.partition(":")[0] in AGAIN
+
+
 def read_reply(body: bytes, request: Request, model: str, any_model: bool) -> tuple[Completion, Usage]:
     """The completion in the body of a 200, and its usage. Raises Failed for everything else.
 

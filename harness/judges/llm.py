@@ -16,8 +16,9 @@ import yaml
 
 from rlhf_bench.harness.codec import digest
 from rlhf_bench.harness.engines import Engine
+from rlhf_bench.harness.engines.reply import may_pass
 from rlhf_bench.harness.engines.stored import stored_or_asked
-from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.errors import Outage, UserError
 from rlhf_bench.harness.judges import Asks
 from rlhf_bench.harness.judges.readers import LEAST_MASS, Unreadable, first_preferred, is_switched, ranking, reader
 from rlhf_bench.harness.progress import Track, silent
@@ -169,10 +170,18 @@ class LLMJudge:
     From an API: the logprobs of the two names among the first token's alternatives. With `scores`, from a local engine
     that scores given continuations: the same two probabilities exactly, however small, so there is no least mass.
     `also` of a score holds `judge_mass`, the probability on both names together, where it is by logprobs.
+    Unless `partial`, questions that it failed on for reasons that may pass raise Outage, after all that it did say.
     """
 
     def __init__(
-        self, engine: Engine, store: Store, prompt: PairPrompt, *, scores: bool = False, track: Track = silent
+        self,
+        engine: Engine,
+        store: Store,
+        prompt: PairPrompt,
+        *,
+        scores: bool = False,
+        partial: bool = True,
+        track: Track = silent,
     ) -> None:
         self.name = engine.name
         self.identity = digest([engine.identity, "pair", prompt, LEAST_MASS, scores])
@@ -180,6 +189,7 @@ class LLMJudge:
         self._store = store
         self._prompt = prompt
         self._scores = scores
+        self._partial = partial
         self._track = track
 
     @property
@@ -205,15 +215,29 @@ class LLMJudge:
         """Each distinct request with its judgment, each stored before it is given: a benchmark's own questions."""
         wanted = list(requests)
         with self._track(f"judge {self.name}", len(wanted)) as advance:
-            for judgment in ask(wanted, read, self._engine, self._store):
+            for judgment in self._whole(ask(wanted, read, self._engine, self._store)):
                 yield judgment
                 advance(1)
+
+    def _whole(self, judgments: Iterable[Judgment[T]]) -> Iterator[Judgment[T]]:
+        """The judgments. Raises Outage at their end where some may come the next time, unless these will do."""
+        asked, waiting = 0, []
+        for judgment in judgments:
+            asked += 1
+            if judgment.completion.finish_reason == "error" and may_pass(judgment.completion.why):
+                waiting.append(judgment.why)
+            yield judgment
+        if waiting and not self._partial:
+            raise Outage(
+                f"the judge {self.name} failed on {len(waiting)} of {asked} questions ({waiting[0]}); what it said is "
+                "kept: run it again to ask for these alone"
+            )
 
     def _sampled(self, battles: Sequence[Battle]) -> Iterator[Score]:
         asked: dict[Request, list[Battle]] = {}
         for battle in battles:
             asked.setdefault(self._requests(battle)[0], []).append(battle)
-        for judgment in ask(asked, self._read, self._engine, self._store):
+        for judgment in self._whole(ask(asked, self._read, self._engine, self._store)):
             for battle in asked[judgment.request]:
                 yield self._score(battle, judgment.value, judgment.why)
 

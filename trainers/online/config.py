@@ -106,10 +106,13 @@ class LoopConfig(Config):
     `on_hold` is what follows a verdict that is not promote: continue from the champion, stop, retry the iteration with
     the next of the `retries` (settings by dotted key, and fresh_prompts: true), or follow: go on from the candidate
     though the champion stays, which is what a loop without a gate does.
-    `partial` lets training begin although a judge failed on some of the answers. `launch` has a command in front of
-    which a stage runs in a process of its own: "" for a plain one, "torchrun --nproc-per-node 8", "srun --gres=gpu:8".
+    A judge behind an endpoint that does not answer is waited for, `patience_s` seconds in all in a stage; then the loop
+    ends, to go on when it is started again. `partial` lets it train and decide although a judge failed on some of the
+    answers: those take no part in training, and count at their worst in the verdict.
+    `launch` has a command in front of which a stage runs in a process of its own: "" for a plain one, "torchrun
+    --nproc-per-node 8", "srun --gres=gpu:8".
     `probes` are a few prompts that every candidate answers, to read side by side: packaged, a file, or null for none.
-    `notify` is who is told. These four may change while a loop runs: none of them changes a result, but for `partial`
+    `notify` is who is told. These five may change while a loop runs: none of them changes a result, but for `partial`
     where a judge failed. A setting that has no effect under the others, in no retry either, is refused.
     """
 
@@ -137,6 +140,7 @@ class LoopConfig(Config):
     on_hold: Literal["stop", "continue", "retry", "follow"] = "continue"
     retries: tuple[dict[str, Any], ...] = ()
     partial: bool = Field(False, exclude=True)
+    patience_s: float = Field(600.0, ge=0, allow_inf_nan=False, exclude=True)
     launch: dict[Stage, str] = Field({}, exclude=True)
     probes: str | None = Field("packaged", exclude=True)
     notify: NotifyConfig = Field(NotifyConfig(), exclude=True)
@@ -178,8 +182,9 @@ class LoopConfig(Config):
 
     @property
     def asks(self) -> bool:
-        """Whether the reward is a language model, whose calls can fail."""
-        return self.ranks and self.reward.startswith(ASKED)
+        """Whether the reward or the judge is a language model, whose calls can fail."""
+        specs = (self.judge,) if self.preferences is not None else (self.judge, self.reward)
+        return any(kind in ASKED and name for kind, _, name in (spec.partition(":") for spec in specs))
 
     def retry(self, number: int) -> LoopConfig:
         """These settings as the retry of this number (from 0) changes them. Raises ValueError where it cannot."""

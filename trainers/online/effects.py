@@ -49,7 +49,7 @@ def _rules(config: LoopConfig) -> tuple[Rule, ...]:
     """What acts is left out: of given pairs `contaminated` too, and of `answers` what evaluations and probes go by."""
     given, sft = config.preferences is not None, config.method == "sft"
     unasked = [f"answers.{name}" for name in ("n", "temperatures", "policies", "top_p")]
-    unasked += ["reward", "prompts", "partial", "launch.answers", "launch.score"]
+    unasked += ["reward", "prompts", "launch.answers", "launch.score"]
     nothing = "preferences are given, and nothing is answered or scored"
     return (
         (given, unasked, nothing),
@@ -62,5 +62,5 @@ def _rules(config: LoopConfig) -> tuple[Rule, ...]:
         (not sft and config.dpo.loss == "simpo", ("reference",), "loss simpo has no reference"),
         (sft, ("pairs.min_margin", "pairs.cut_may_lose"), "method sft takes the best answer alone"),
         (config.ranks, ("pairs.length_penalty", "pairs.min_margin"), f"'{config.reward}' only ranks, without numbers"),
-        (not config.asks, ("partial",), f"'{config.reward}' is no language model, whose calls can fail"),
+        (not config.asks, ("partial", "patience_s"), "no language model, whose calls can fail, is reward or judge"),
     )

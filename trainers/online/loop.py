@@ -310,7 +310,7 @@ def _measured(line: Line, task: Task, start: Checkpoint, checkpoints: Sequence[C
         order = [checkpoints[1], *checkpoints]
         return [{"checkpoint": each.digest, "run": measured(each).run_id} for each in order]
 
-    rows = stage(task, "measure", digest([each.digest for each in checkpoints]), make)
+    rows = stage(task, "measure", digest([each.digest for each in checkpoints]), make, line.track)
     runs = {row["checkpoint"]: row["run"] for row in rows}
 
     def known(checkpoint: Checkpoint) -> Report:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from rlhf_bench.harness.codec import digest, plain
 from rlhf_bench.harness.engines import Closes
-from rlhf_bench.harness.errors import Fault
+from rlhf_bench.harness.engines.reply import may_pass
+from rlhf_bench.harness.errors import Fault, Outage
 from rlhf_bench.harness.judges import Asks, Judge
 from rlhf_bench.harness.judges.knockout import Match, knockout
 from rlhf_bench.harness.progress import Track
@@ -61,13 +62,12 @@ def scored(
     """The rows with `rewards`; None where there is none. A judge that compares gives how many answers stand below.
 
     Those cut at the token limit are compared only with `cut_may_lose`. Raises Fault where a language model as judge
-    failed on a comparison, unless `partial`: then the answers concerned have none.
+    failed on a comparison (Outage, if that may pass), unless `partial`: then the answers concerned have none.
     """
     if scoring.rates is not None:
         return _rated(rows, scoring.identity, scoring.rates, store, track)
-    assert scoring.compares is not None
     reasons = {"stop", "length"} if cut_may_lose else {"stop"}
-    return _ranked(rows, scoring.identity, scoring.compares, store, track, reasons, partial)
+    return _ranked(rows, scoring, store, track, reasons, partial)
 
 
 def _rated(rows: Sequence[Row], identity: str, load: Callable[[], Rates], store: Store, track: Track) -> list[Row]:
@@ -94,27 +94,28 @@ def _rated(rows: Sequence[Row], identity: str, load: Callable[[], Rates], store:
 
 def _ranked(
     rows: Sequence[Row],
-    identity: str,
-    load: Callable[[], Judge],
+    scoring: Scoring,
     store: Store,
     track: Track,
     reasons: set[str],
     partial: bool,
 ) -> list[Row]:
-    """Equal answers share a place."""
+    """Equal answers share a place. Raises Outage or Fault where nothing came of it, even if `partial`."""
+    assert scoring.compares is not None
     fields = [
         list(dict.fromkeys(a for a, why in zip(row["responses"], row["finish_reasons"], strict=True) if why in reasons))
         for row in rows
     ]
     keys = [
-        [digest([identity, row["prompt"], field, place]) for place in range(len(field))]
+        [digest([scoring.identity, row["prompt"], field, place]) for place in range(len(field))]
         for row, field in zip(rows, fields, strict=True)
     ]
     known: dict[str, float] = store.rewards(key for each in keys for key in each)
     missing = [i for i, each in enumerate(keys) if any(key not in known for key in each)]
+    lost: dict[int, str] = {}
     with track("rewards", len(rows)) as advance:
         advance(len(rows) - len(missing))
-        with freed(load() if missing else None) as judge:
+        with freed(scoring.compares() if missing else None) as judge:
             for first in range(0, len(missing), AT_ONCE):
                 chunk = missing[first : first + AT_ONCE]
                 assert judge is not None
@@ -124,7 +125,12 @@ def _ranked(
                     if place_in_chunk not in failed:  # else the judge may say more the next time
                         store.save_rewards(lot)
                     known |= lot
+                lost |= {chunk[place]: why for place, why in failed.items()}
                 advance(len(chunk))
+    if lost and not any(sum(key in known for key in each) > 1 for each in keys):
+        raise _failed(
+            f"the judge {scoring.name} failed on all {len(lost)} prompts", lost.values(), "run it again to ask again"
+        )
     told = [dict(zip(field, map(known.get, each), strict=True)) for field, each in zip(fields, keys, strict=True)]
     return [
         row | {"rewards": [told[i].get(a) if why in reasons else None for a, why in _answered(row)]}
@@ -134,28 +140,35 @@ def _ranked(
 
 def _places(
     asked: Sequence[tuple[Conversation, Sequence[str]]], judge: Judge, partial: bool
-) -> tuple[list[Mapping[int, int]], set[int]]:
-    """Of each prompt how many answers stand below each, and the prompts on which a language model as judge failed.
+) -> tuple[list[Mapping[int, int]], dict[int, str]]:
+    """Of each prompt how many answers stand below each; why a language model as judge failed, by prompt.
 
     Answers that could not be compared have no place.
     """
-    broken: set[int] = set()
+    broken: dict[int, str] = {}
 
     def compare(matches: Sequence[Match]) -> list[float | None]:
         battles = [Battle(str(i), asked[n][0], asked[n][1][a], asked[n][1][b]) for i, (n, a, b) in enumerate(matches)]
         found = {score.sample_id: score for score in judge.prefer(battles)}
         failed = [score for score in found.values() if score.value is None]
         if failed and isinstance(judge, Asks) and not partial:
-            raise Fault(
-                f"the judge {judge.name} failed on {len(failed)} of {len(battles)} comparisons ({failed[0].why}): run "
-                "it again to ask for these alone, or set partial: true to train without them"
+            raise _failed(
+                f"the judge {judge.name} failed on {len(failed)} of {len(battles)} comparisons",
+                [score.why for score in failed],
+                "run it again to ask for these alone, or set partial: true to train without them",
             )
         if isinstance(judge, Asks):
-            broken.update(matches[int(score.sample_id)][0] for score in failed)
+            broken.update({matches[int(score.sample_id)][0]: score.why for score in failed})
         return [found[battle.sample_id].value for battle in battles]
 
     rankings = knockout([[len(answer) for answer in answers] for _, answers in asked], compare, worst=True)
     return [{answer: len(each.order) - 1 - i for i, answer in enumerate(each.order)} for each in rankings], broken
+
+
+def _failed(what: str, whys: Iterable[str], then: str) -> Fault:
+    """The error: an Outage where one of the reasons may pass."""
+    reasons = list(whys)
+    return (Outage if any(map(may_pass, reasons)) else Fault)(f"{what} ({reasons[0]}): {then}")
 
 
 def _answered(row: Row) -> Iterator[tuple[str, str]]:

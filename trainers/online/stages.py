@@ -11,19 +11,22 @@ Inside a stage answers, rewards, rankings and training steps are kept as they fi
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Any, TypeVar
 
 from rlhf_bench.harness.codec import digest, plain
 from rlhf_bench.harness.engines import outgrown
 from rlhf_bench.harness.engines.stored import stored_or_asked
-from rlhf_bench.harness.errors import Fault, UserError
+from rlhf_bench.harness.errors import Fault, Outage, UserError
 from rlhf_bench.harness.files import write
 from rlhf_bench.harness.models import open_engine
-from rlhf_bench.harness.progress import Track
+from rlhf_bench.harness.progress import Track, silent
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Checkpoint, Completion, Message, Preference, Request, Sample, Sampling
 from rlhf_bench.trainers.backends import get_backend
@@ -33,6 +36,7 @@ from rlhf_bench.trainers.online.pool import readable
 from rlhf_bench.trainers.online.scoring import Row, Scoring, freed, scored
 from rlhf_bench.trainers.preferences import conversation, select_best, select_pairs
 
+T = TypeVar("T")
 BARS = "▁▂▃▄▅▆▇█"
 FILES: Mapping[Stage, str] = {
     "answers": "answers",
@@ -42,6 +46,8 @@ FILES: Mapping[Stage, str] = {
     "measure": "measured",
 }
 """How the names of what a stage makes begin."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
+"""How long an endpoint that does not answer is left alone; each time twice as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ def answers_stage(task: Task, store: Store, track: Track) -> list[Row]:
                         advance(1)
         return [_answered(sample, [known[sample.id, i] for i in range(answers.n)]) for sample in task.prompts]
 
-    return stage(task, "answers", key, make)
+    return stage(task, "answers", key, make, track)
 
 
 def answer_requests(sample: Sample, config: LoopConfig, number: int) -> list[Request]:
@@ -140,9 +146,11 @@ def rewards_stage(task: Task, rows: list[Row], scoring: Scoring, store: Store, t
     cut_may_lose = task.config.pairs.cut_may_lose
     key = digest([rows, scoring.identity, cut_may_lose if scoring.compares else None])
     partial = task.config.partial
-    return stage(
-        task, "score", key, lambda: scored(rows, scoring, store, track, cut_may_lose=cut_may_lose, partial=partial)
-    )
+
+    def make() -> list[Row]:
+        return scored(rows, scoring, store, track, cut_may_lose=cut_may_lose, partial=partial)
+
+    return stage(task, "score", key, make, track)
 
 
 def pairs_stage(task: Task, rows: list[Row]) -> Learned:
@@ -211,11 +219,12 @@ def _chosen(pair: Preference) -> Row:
     return {"prompt": [plain(turn) for turn in pair.prompt], "response": pair.chosen}
 
 
-def stage(task: Task, name: Stage, key: str, make: Callable[[], Iterable[Any]]) -> list[Any]:
+def stage(task: Task, name: Stage, key: str, make: Callable[[], Iterable[Any]], track: Track = silent) -> list[Any]:
     """The rows of a stage: read if this key was made before, else made and written in one rename."""
     path = task.folder / f"{FILES[name]}-{key[:12]}.jsonl"
     if not path.exists() and not task.elsewhere(name):
-        write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in make()))
+        made = _patiently(make, task.config.patience_s, track)
+        write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
     try:
         with path.open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
@@ -223,3 +232,21 @@ def stage(task: Task, name: Stage, key: str, make: Callable[[], Iterable[Any]]) 
         raise Fault(f"the process of stage '{name}' left no {path}: it needs the same settings and storage") from None
     except ValueError:
         raise Fault(f"{path} is not what stage '{name}' wrote: remove it, to have it made again") from None
+
+
+def _patiently(make: Callable[[], Iterable[T]], patience_s: float, track: Track) -> list[T]:
+    """What `make` gives; it is called again while an endpoint does not answer. Raises Outage once patience is spent."""
+    wait_s = FIRST_WAIT_S
+    while True:
+        try:
+            return list(make())
+        except Outage as error:
+            if patience_s <= 0:
+                raise
+            wait_s = min(wait_s, patience_s)
+            parts = math.ceil(wait_s)
+            with track(f"waiting ({shorten(str(error), 80, placeholder='…')})", parts) as advance:
+                for _ in range(parts):
+                    time.sleep(wait_s / parts)
+                    advance(1)
+            patience_s, wait_s = patience_s - wait_s, min(2 * wait_s, LONGEST_WAIT_S)

@@ -194,7 +194,7 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
 
     def measure(checkpoint: Checkpoint) -> Report:
         settled = replace(asked, engine=begun(line)["engine"])  # what auto meant when the loop began
-        return measuring.measure(lookup.name_of(checkpoint, store), settled, store, track)
+        return measuring.measure(lookup.name_of(checkpoint, store), settled, store, track, partial=plan.partial)
 
     @functools.cache
     def scoring() -> Scoring:

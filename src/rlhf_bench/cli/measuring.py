@@ -105,8 +105,11 @@ def loop_asked(config: LoopConfig) -> Asked:
     )
 
 
-def measure(model: str, asked: Asked, store: Store, track: Track) -> Report:
-    """Evaluate `model`. What can be wrong is found before a judge is trained or a model is loaded."""
+def measure(model: str, asked: Asked, store: Store, track: Track, *, partial: bool = True) -> Report:
+    """Evaluate `model`. What can be wrong is found before a judge is trained or a model is loaded.
+
+    Unless `partial`, raises Outage where a language model as judge failed on something that it may say the next time.
+    """
     from rlhf_bench.harness.models import engine_here
     from rlhf_bench.harness.run import evaluate
     from rlhf_bench.suites import data
@@ -118,15 +121,14 @@ def measure(model: str, asked: Asked, store: Store, track: Track) -> Report:
     needs = list(dict.fromkeys(need for each in chosen.benchmarks for need in each.needs))
     data.fetch(needs, track)
     judged = [each.name for each in chosen.benchmarks if each.judged]
+    options: Any = {"limits": limits, "budget": budget, "prompt": asked.judge_prompt, "partial": partial}
     with closing(engine):
         return evaluate(
             chosen,
             engine,
             protocol=regime,
             store=store,
-            judge=scorers.judge(asked.judge_spec, store, track, limits=limits, budget=budget, prompt=asked.judge_prompt)
-            if judged
-            else None,
+            judge=scorers.judge(asked.judge_spec, store, track, **options) if judged else None,
             limit=asked.limit,
             settings={"model": _named(model, store)} | asdict(asked),
             manifest_extra={"data": data.digests(needs), "judged": judged},

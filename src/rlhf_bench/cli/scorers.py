@@ -76,10 +76,12 @@ def judge(
     around: Callable[[Engine], Engine] | None = None,
     models: Store | None = None,
     prompt: str = WEIGHTED,
+    partial: bool = True,
 ) -> Judge:
     """The judge of this name: `openai:MODEL[@URL]`, `llm:MODEL` (a local model), `replay:FILE`, `scripted:RULE`,
     `pm:MODEL` (a preference model), or a reward model. The first two are asked as AlpacaEval asks its judge; `limits`,
-    `budget` and another `prompt` than the weighted one are for the first.
+    `budget` and another `prompt` than the weighted one are for the first. Unless `partial`, they raise Outage where
+    some judgments may come the next time.
     With `around`, for a dry run, their engine is what it makes of it, and no model that scores is loaded. Local models
     are looked up in `models`, by default `store`, where judgments are kept."""
     kind, _, name = spec.partition(":")
@@ -105,7 +107,12 @@ def judge(
             spec, among, engine="hf", limits=limits, budget=budget, keyless=keyless, track=track
         )
         return LLMJudge(
-            around(engine) if around else engine, store, alpaca_eval_prompt(prompt), scores=local, track=track
+            around(engine) if around else engine,
+            store,
+            alpaca_eval_prompt(prompt),
+            scores=local,
+            partial=partial,
+            track=track,
         )
     if around is not None:
         from rlhf_bench.harness.dry import DryJudge

@@ -37,8 +37,9 @@ def loop(*settings: dict[str, Any]) -> LoopConfig:
         ({"dpo": {"loss": "simpo"}, "reference": "previous"}, "loss simpo has no reference"),
         ({"method": "sft", "sft": {"base": "mine"}}, r"sft\.base has no effect, since a loop trains its own policy"),
         ({"method": "sft", "pairs": {"cut_may_lose": True}}, r"pairs\.cut_may_lose has no effect"),
-        ({"partial": True}, "'demo-reward' is no language model"),
+        ({"partial": True}, "partial has no effect, since no language model"),
         ({"reward": "pm:mine", "partial": True}, "partial has no effect"),
+        (GIVEN | {"judge": "pm:mine", "patience_s": 5}, "patience_s has no effect"),
         (GIVEN | {"reward": "mine"}, "reward has no effect, since preferences are given"),
         (GIVEN | {"prompts": "mine.jsonl"}, "prompts has no effect"),
         (GIVEN | {"answers": {"n": 4}}, r"answers\.n has no effect"),
@@ -68,6 +69,7 @@ def test_a_setting_without_effect_is_refused_by_its_name(settings: dict[str, Any
         GIVEN | {"method": "sft", "sft": {"epochs": 2}, "launch": {"pair": "", "train": "", "measure": ""}},
         GIVEN | {"filters": {"min_margin": 0.5, "per_prompt": 5, "score_ratio": 2}},
         {"reward": "openai:some", "partial": True, "pairs": {"cut_may_lose": True}},
+        GIVEN | {"judge": "openai:some", "partial": True, "patience_s": 5},
         {"method": "sft", "pairs": {"length_penalty": 0.001}, "sft": {"chat_template": "chatml"}},
         {"sft": {"epochs": 2}} | RETRY | {"retries": [{"method": "sft"}]},  # the retry's
         {"dpo": {"beta": 0.2}, "reference": "previous"} | RETRY | {"retries": [{"method": "sft", "sft.epochs": 2}]},

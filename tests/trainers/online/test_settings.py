@@ -223,8 +223,9 @@ def test_a_judge_that_fails_stops_the_loop_before_training_unless_it_may_be_part
         list(iterate(broken))
     assert not files(broken, "rewards-*")
     partial = replace(broken, config=broken.config.model_copy(update={"partial": True}))
-    with pytest.raises(UserError, match="no prompt gave a pair"):
+    with pytest.raises(Fault, match=r"failed on all \d prompts"):
         list(iterate(partial))
+    assert not files(broken, "rewards-*")
 
 
 def test_answers_come_in_equal_shares_from_a_mixture_of_policies(
