@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.disks import empty, fill, small_disk
 from tests.trainers.checkpoint_driver import train as train_short
 from tests.trainers.conftest import dpo_recipe, reward_recipe, sums
 
@@ -91,21 +92,6 @@ def test_as_many_checkpoints_stay_as_the_recipe_keeps(tiny: Checkpoint, tmp_path
         assert not out.exists()
 
 
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of this size. Skips where this process may not mount one."""
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small disk to fill: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="a tmpfs is Linux's")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_full_disk_leaves_the_last_checkpoint_and_with_room_the_run_ends_in_the_same_weights(
@@ -116,23 +102,13 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_with_room_the_run_ends_in_th
     train = get_backend(backend).train_reward
     whole = train(recipe, pairs, tiny, tmp_path / "whole")
     with small_disk(tmp_path / "disk", "64m") as disk:
-        ballast = disk / "ballast"
-
-        def fill() -> None:
-            ballast.write_bytes(b"")
-            with ballast.open("ab", buffering=0) as file:
-                free = subprocess.run(
-                    ["df", "--output=avail", "-B1", str(disk)], check=True, capture_output=True, text=True
-                )
-                file.write(b"\0" * (int(free.stdout.split()[1]) - 2_000_000))
-
         with pytest.raises(Fault) as caught:
-            train(recipe, pairs, tiny, disk / "out", at_row(9, fill))
+            train(recipe, pairs, tiny, disk / "out", at_row(9, lambda: fill(disk, 2_000_000)))
         said = str(caught.value)
         assert "\n" not in said and re.search("No space left|whose disk has [01] MB left", said), said
         assert "run it again to go on" in said
         assert not (disk / "out").exists() and any("2" in name for name in saved(disk / "out.work"))
-        ballast.unlink()
+        empty(disk)
         resumed = train(recipe, pairs, tiny, disk / "out")
         assert resumed.digest == whole.digest
         assert [path.name for path in disk.iterdir()] == ["out"]
