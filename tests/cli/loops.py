@@ -52,6 +52,7 @@ class Loop:
         judge: str = STUB,
     ) -> None:
         self._call, self._folder, self._environment = call, folder, environment
+        self.model = str(model)
         waits = "patience_s: 0\n" if "openai:" in reward + judge else ""
         (folder / "loop.yaml").write_text(CONFIG.format(model=model, reward=reward, judge=judge) + waits)
         (folder / "policy.yaml").write_text(POLICY)

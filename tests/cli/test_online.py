@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.cli.conftest import N, finished
 
-from rlhf_bench.cli import lookup, online, show
+from rlhf_bench.cli import lookup, online, probing, show
 from rlhf_bench.harness.checkpoint import checkpoint_digest
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.progress import silent
@@ -123,7 +123,7 @@ def test_probes_stand_side_by_side_and_the_same_answer_once(capsys: pytest.Captu
         Probed("mine-1", [probe_row("fact", "because", 0.5), probe_row("code", "x = [red]2[/red]\x1b[2J", 1.0)]),
         Probed("mine-2", [probe_row("fact", "so"), probe_row("new", "later", prompt="Later?")]),
     ]
-    online.print_probes(probed, Path("work/probes.html"))
+    probing.print_probes(probed, Path("work/probes.html"))
     out = capsys.readouterr().out
     assert out.count("because") == 1 and "mine-1 (reward 0.50, 2 tokens, as before)" in out
     assert "══ fact: Why [b]?[/b]" in out and "══ new: Later?" in out

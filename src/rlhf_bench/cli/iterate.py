@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rlhf_bench.cli import gating, lookup, measuring, options, scorers, show, tables
+from rlhf_bench.cli import gating, lookup, measuring, options, probing, scorers, show, tables
 from rlhf_bench.cli import online as shown
 from rlhf_bench.harness.errors import Fault, MissingData, UnknownName, UserError
 
@@ -133,7 +133,7 @@ def _go(line: Line, until: Stage | None, probes: bool, json: bool) -> None:
             done.append(replace(each, rows=()))
             if not json:
                 _print_iteration(each, config, store)
-            probed = shown.probed(line, done)
+            probed = probing.probed(line, done)
             if store.verdict(each.verdict_id).created >= began:  # else it was told before
                 news = True
                 names = lookup.name_of(each.candidate, store), lookup.name_of(each.champion, store)
@@ -154,10 +154,11 @@ def _go(line: Line, until: Stage | None, probes: bool, json: bool) -> None:
         if config.preferences is None:
             shown.print_monitors(monitored)
         if probes:
-            shown.print_probes(probed)
+            probing.print_probes(probed)
         _print_end(done, config, store)
-        if probed:
-            show.say(f"the same questions to every candidate, side by side: {line.work / 'probes.html'}")
+        page = line.work / "probes.html"
+        if probed and page.exists():
+            show.say(f"the same questions to every candidate, side by side: {page}")
 
 
 def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, track: Track) -> Line:

@@ -1,4 +1,4 @@
-"""What `rlhf-bench iterate` shows of a loop: its plan before it starts, its monitors, its probes side by side."""
+"""What `rlhf-bench iterate` shows of a loop: its plan before it starts, its monitors."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_bench.cli import lookup, measuring, scorers, show, tables
+from rlhf_bench.cli import measuring, scorers, show, tables
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.engines import Engine
     from rlhf_bench.harness.progress import Track
     from rlhf_bench.harness.store import Store
     from rlhf_bench.harness.types import Preference, Report, Sample, Verdict
-    from rlhf_bench.trainers.online import Iteration, Line, LoopConfig
+    from rlhf_bench.trainers.online import Iteration, LoopConfig
     from rlhf_bench.trainers.online.config import Stage
     from rlhf_bench.trainers.online.monitors import Figure, Watch
     from rlhf_bench.trainers.online.planned import Evaluation, LoopPlan, Work
-    from rlhf_bench.trainers.online.probes import Probed
 
 WORDS = {"promote": "promote", "reject": "reject", "inconclusive": "inconcl."}
 GB = 1e9
@@ -139,58 +138,6 @@ def _figure(figure: Figure, form: str) -> str:
 
 def _value(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
-
-
-def probed(line: Line, done: Sequence[Iteration]) -> list[Probed]:
-    """What the first policy and each candidate answer to the probes, kept in the loop's folder with a page of them."""
-    from rlhf_bench.harness.models import open_engine
-    from rlhf_bench.trainers.online.line import begun
-    from rlhf_bench.trainers.online.probes import probe, read_probes, scorer_of, write_page
-    from rlhf_bench.trainers.online.scoring import freed
-
-    config, store = line.config, line.store
-    if config.probes is None:
-        return []
-    prompts = read_probes(config.probes, config.answers.max_tokens)
-    scorer = scorer_of(line.scoring()) if config.preferences is None else None
-    models = {each.digest: each for each in (done[0].policy, *(each.candidate for each in done))}
-    found = []
-    for each in models.values():
-        options: Any = {"engine": begun(line)["engine"], "dtype": config.answers.dtype}
-        with freed(open_engine(each.path, store, track=line.track, **options)) as engine:
-            name, folder = lookup.name_of(each, store), line.work / "probes"
-            found.append(probe(name, prompts, engine, folder, store, scorer=scorer, track=line.track))
-    write_page(line.work, config.name, found)
-    return found
-
-
-def print_probes(probed: Sequence[Probed], page: Path | None = None) -> None:
-    """Each probe's prompt with the answers of all models below it, one that did not change named and not repeated."""
-    for line in probe_table(probed):
-        show.say(line)
-    if page is not None:
-        show.say(f"\nside by side in a browser: {page}")
-
-
-def probe_table(probed: Sequence[Probed]) -> list[str]:
-    """The lines of `print_probes`."""
-    from rlhf_bench.cli.side_by_side import indented
-    from rlhf_bench.trainers.online.probes import about, asked
-
-    lines: list[str] = []
-    answers = [(each.name, {asked(row): row for row in each.rows}) for each in probed]
-    for key, first in {asked(row): row for each in reversed(probed) for row in each.rows}.items():
-        lines.append(f"\n══ {first['sample_id']}: {indented(first['prompt'][-1]['content'])}")
-        before = None
-        for name, rows in answers:
-            row = rows.get(key)
-            if row is not None:
-                same = before is not None and row["response"] == before
-                lines.append(
-                    f"{name} ({about(row, same=same)})" + ("" if same else f"\n{' ' * 11}{indented(row['response'])}")
-                )
-                before = row["response"]
-    return lines
 
 
 def loop_plan(

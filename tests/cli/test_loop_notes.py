@@ -1,0 +1,70 @@
+"""What decides nothing ends no loop: probes that fail and notifications that do not arrive are a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.conftest import Call, Called
+from tests.cli.loops import Loop, light, result
+
+from rlhf_bench.harness.engines.hf import HFEngine
+from rlhf_bench.harness.types import Request
+from rlhf_bench.trainers.online.probes import read_probes
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with light():
+        yield
+
+
+@pytest.fixture
+def iterate(call: Call, home: Path, talker: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
+    return Loop(call, home, monkeypatch, talker)
+
+
+def notes(done: Called) -> list[str]:
+    return [line for line in done.err.splitlines() if line.startswith(("note: ", "notify: "))]
+
+
+def test_probes_that_fail_and_an_owner_who_is_not_told_leave_the_loop_its_result_and_its_exit_code(
+    iterate: Loop,
+) -> None:
+    expected = result(iterate("whole"))
+    work = iterate.work("mine")
+    work.mkdir(parents=True)
+    (work / "probes").write_text("a file where the folder should be")
+    done = iterate("mine", "probes=packaged", "notify.command=[sh, -c, exit 3]")
+    assert result(done) == expected
+    probes, told = notes(done)[:2], notes(done)[2:]
+    assert [line.split(" failed ")[0] for line in probes] == [
+        f"note: the probes of {name}" for name in (iterate.model, "small-1")
+    ]
+    assert all("cannot write" in line and "they decide nothing" in line for line in probes)
+    assert told == [
+        f"notify: the command 'sh' was not told of '{event}': exit status 3" for event in ("decided", "finished")
+    ]
+    (work / "probes").unlink()
+    again = iterate("mine", "probes=packaged", json=False)
+    assert again.code == 0 and notes(again) == [] and (work / "probes.html").exists()
+    assert "side by side" in again.out
+
+
+def test_a_model_that_breaks_at_the_probes_alone_is_a_line(iterate: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {each.id for each in read_probes()}
+    generate = HFEngine.generate
+
+    def breaks(self: HFEngine, requests: Sequence[Request]) -> Any:
+        if any(request.sample_id in asked for request in requests):
+            raise RuntimeError("CUDA out of memory\nand more of it")
+        return generate(self, requests)
+
+    monkeypatch.setattr(HFEngine, "generate", breaks)
+    done = iterate("mine", "probes=packaged", json=False)
+    assert done.code == 0 and "INCONCLUSIVE" in done.out and "side by side" not in done.out
+    assert [line.partition(" failed ")[2] for line in notes(done)] == [
+        "(RuntimeError: CUDA out of memory and more of it): they decide nothing, so it goes on"
+    ] * 2
