@@ -34,8 +34,8 @@ PLACES = (
     "progress of iteration 1 of 1: train dpo",  # the log of its steps
     "model/config.json",
     "model/recipe.json.*tmp",
-    "progress of answers",  # the store
-    "progress of grades",  # the store
+    "progress of iteration 1 of 1: measure: answers",  # the store
+    "progress of iteration 1 of 1: measure: grades",  # the store
     "measured-*.jsonl.*tmp",
     "read measured-*.jsonl",  # the store: the verdict and its entry in the ledger
     "verdict-0.json.*tmp",
@@ -65,7 +65,7 @@ class Watch:
             for each in (name, name.partition("/")[2]):
                 self.come(f"read {each}" if reads else each)
 
-    def bars(self) -> Track:
+    def bars(self, note: object) -> Track:
         """Progress that is not shown."""
 
         @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,12 @@ def test_a_model_that_breaks_at_the_probes_alone_is_a_line(iterate: Loop, monkey
     assert [line.partition(" failed ")[2] for line in notes(done)] == [
         "(RuntimeError: CUDA out of memory and more of it): they decide nothing, so it goes on"
     ] * 2
+
+
+def test_the_progress_of_each_stage_says_what_the_whole_run_still_takes(iterate: Loop) -> None:
+    done = iterate("mine", "iterations=2")
+    lines = [line for line in done.err.splitlines() if ", whole run: " in line]
+    for number in (1, 2):
+        for stage in ("answers", "rewards", "train dpo", "measure: answers", "measure: grades"):
+            assert any(line.startswith(f"iteration {number} of 2: {stage}: ") for line in lines), (number, stage)
+    assert all(re.search(r"whole run: (more than )?(\d+h)?(\d+m)?\d*s? left$", line) for line in lines)

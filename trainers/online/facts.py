@@ -31,6 +31,7 @@ from rlhf_bench.trainers.backends import METRICS
 from rlhf_bench.trainers.chat import tokenizer_at
 from rlhf_bench.trainers.chat.reading import check_reads
 from rlhf_bench.trainers.filters import token_count
+from rlhf_bench.trainers.online.ahead import Counted
 from rlhf_bench.trainers.online.config import LoopConfig, Stage
 from rlhf_bench.trainers.online.line import check_recipes
 from rlhf_bench.trainers.online.planned import EXPECTED_TOKENS, Rate, recipe_of
@@ -55,8 +56,6 @@ SHARES: Mapping[str, Mapping[str, float]] = {
 presets' rates; writing is bound by memory, and vLLM, which has far more answers in flight, writes faster."""
 OPERATIONS = {"read": 2.0, "write": 2.0, "train": 6.0}
 PACE = "pace.jsonl"
-STALL_S = 0.05
-"""Progress without a pause this long came out of the store."""
 SAMPLE = 500
 UNFINISHED = (".work", ".tmp")
 _STAGE = re.compile(r": (answers|rewards)$")
@@ -125,25 +124,20 @@ def pacing(track: Track, work: Path) -> Track:
 
     @contextmanager
     def timed(label: str, total: int) -> Iterator[Advance]:
-        stage = _STAGE.search(label)
-        began = last = time.monotonic()
-        done, real = 0, False
+        stage, now = _STAGE.search(label), time.monotonic()
+        bar = Counted(total, now, now)
 
         with track(label, total) as advance:
 
             def counted(count: int) -> None:
-                nonlocal began, last, done, real
-                now = time.monotonic()
-                if not real and now - last >= STALL_S:
-                    began, real = last, True
-                done, last = done + count if real else 0, now
+                bar.add(count, time.monotonic())
                 advance(count)
 
             try:
                 yield counted
             finally:
-                if stage is not None and real and done:
-                    _append(work / PACE, {"stage": stage[1], "done": done, "seconds": last - began})
+                if stage is not None and bar.paid:
+                    _append(work / PACE, {"stage": stage[1], "done": bar.paid, "seconds": bar.last - bar.began})
 
     return timed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Line:
     `signals` adds to a report, given its checkpoint and π0, what the policy's sentinels ask for beyond an evaluation.
     `launch` runs a stage of an iteration (number, attempt) in a process of its own, and raises Fault where it fails.
     `say` tells the user what is left out when the loop begins.
+    A stage of an iteration (number) that is not there yet is made within `doing`.
     """
 
     config: LoopConfig
@@ -55,6 +57,7 @@ class Line:
     signals: Callable[[Report, Checkpoint, Checkpoint], Report] = lambda report, checkpoint, initial: report
     launch: Callable[[Stage, int, int], None] | None = None
     say: Callable[[str], None] = lambda text: None
+    doing: Callable[[int, Stage], AbstractContextManager[None]] = lambda number, stage: nullcontext()
     figures: Figures = field(default_factory=lambda: NO_FIGURES)
     track: Track = silent
 

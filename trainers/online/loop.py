@@ -18,6 +18,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -355,6 +356,7 @@ def _task(line: Line, number: int, attempt: int, roles: _Roles) -> Task:
         engine=begun(line)["engine"],
         folder=line.work / f"iteration-{number}",
         elsewhere=elsewhere,
+        doing=partial(line.doing, number),
     )
 
 

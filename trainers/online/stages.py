@@ -15,6 +15,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -33,7 +34,7 @@ from rlhf_bench.trainers.backends import get_backend
 from rlhf_bench.trainers.chat import tokenizer_at
 from rlhf_bench.trainers.online.config import LoopConfig, Stage
 from rlhf_bench.trainers.online.pool import readable
-from rlhf_bench.trainers.online.scoring import Row, Scoring, freed, scored
+from rlhf_bench.trainers.online.scoring import Row, Scoring, freed, scored, turns
 from rlhf_bench.trainers.preferences import conversation, select_best, select_pairs
 
 T = TypeVar("T")
@@ -56,7 +57,7 @@ class Task:
 
     `name` is what its candidate is called, `policy` what it improves, `reference` what DPO holds it to, `explore` who
     answers, by `engine`; `config` is the loop's as a retry may have changed it. `elsewhere` does a stage in another
-    process, if the settings say so, and says whether.
+    process, if the settings say so, and says whether. A stage that is not there yet is made within `doing`.
     """
 
     number: int
@@ -70,6 +71,7 @@ class Task:
     engine: str
     folder: Path
     elsewhere: Callable[[Stage], bool] = lambda stage: False
+    doing: Callable[[Stage], AbstractContextManager[None]] = lambda stage: nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,16 +202,17 @@ def train_stage(task: Task, learned: Learned, track: Track) -> Checkpoint:
     recipe = config.dpo if config.method == "dpo" else config.sft
     against = task.reference.digest if config.method == "dpo" else config.method
     out = task.folder / f"candidate-{digest([task.policy.digest, against, plain(recipe), made, config.backend])[:12]}"
-    if not out.exists() and task.elsewhere("train") and not out.exists():
-        raise Fault(f"the process of stage 'train' left no {out}: it needs the same settings and storage")
-    if config.method == "dpo":
-        candidate = backend.train_dpo(config.dpo, learned.pairs, task.policy, task.reference, out, track)
-    else:
-        talks = [
-            (*(Message(turn["role"], turn["content"]) for turn in row["prompt"]), Message("assistant", row["response"]))
-            for row in [*learned.best, *map(_chosen, learned.pairs)]
-        ]
-        candidate = backend.train_sft(config.sft, talks, task.policy, out, track)
+    with nullcontext() if out.exists() else task.doing("train"):
+        if not out.exists() and task.elsewhere("train") and not out.exists():
+            raise Fault(f"the process of stage 'train' left no {out}: it needs the same settings and storage")
+        if config.method == "dpo":
+            candidate = backend.train_dpo(config.dpo, learned.pairs, task.policy, task.reference, out, track)
+        else:
+            talks = [
+                (*turns(row), Message("assistant", row["response"]))
+                for row in [*learned.best, *map(_chosen, learned.pairs)]
+            ]
+            candidate = backend.train_sft(config.sft, talks, task.policy, out, track)
     if candidate.digest == task.policy.digest:
         raise Fault(f"training left the weights as they were ({out}): raise {config.method}.learning_rate, or epochs")
     return candidate
@@ -222,9 +225,11 @@ def _chosen(pair: Preference) -> Row:
 def stage(task: Task, name: Stage, key: str, make: Callable[[], Iterable[Any]], track: Track = silent) -> list[Any]:
     """The rows of a stage: read if this key was made before, else made and written in one rename."""
     path = task.folder / f"{FILES[name]}-{key[:12]}.jsonl"
-    if not path.exists() and not task.elsewhere(name):
-        made = _patiently(make, task.config.patience_s, track)
-        write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
+    if not path.exists():
+        with task.doing(name):
+            if not task.elsewhere(name):
+                made = _patiently(make, task.config.patience_s, track)
+                write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
     try:
         with path.open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]

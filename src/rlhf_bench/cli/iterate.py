@@ -18,7 +18,8 @@ import typer
 
 from rlhf_bench.cli import gating, lookup, measuring, options, probing, scorers, show, tables
 from rlhf_bench.cli import online as shown
-from rlhf_bench.harness.errors import Fault, MissingData, UnknownName, UserError
+from rlhf_bench.harness.errors import Fault, MissingData, RlhfBenchError, UnknownName, UserError
+from rlhf_bench.harness.progress import silent
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.policy import Policy
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rlhf_bench.harness.store import Store
     from rlhf_bench.harness.types import Checkpoint, Report, Sample, Suite
     from rlhf_bench.trainers.online import Iteration, Line, LoopConfig, Scoring
+    from rlhf_bench.trainers.online.planned import LoopPlan
     from rlhf_bench.trainers.online.probes import Probed
 
 Stage = Literal["answers", "score", "pair", "train", "measure"]
@@ -78,13 +80,16 @@ def iterate(
     Killed or interrupted anywhere, the same command goes on; finished, it prints the result again.
     """
     from rlhf_bench.trainers import online
+    from rlhf_bench.trainers.online.ahead import Ahead
 
     if only is None and (iteration is not None or attempt is not None):
         raise UserError("--iteration and --attempt say of what --only makes a stage: give --only STAGE, or neither")
     _go_together({"--only": only, "--plan": plan}, {"--until": until, "--from": from_, "--probes": probes})
     settings, path = online.loop_config(config, set_ or [])
     with lookup.open_store() as store:
-        line = _line(settings, path, [config, *(f"--set={each}" for each in set_ or [])], store, show.bars())
+        ahead = Ahead(settings.iterations, lambda: _planned(line))
+        track = ahead.watched(show.bars(lambda: shown.time_left(ahead)))
+        line = _line(settings, path, [config, *(f"--set={each}" for each in set_ or [])], store, track)
         if plan:
             _plan(line, json)
         elif only is not None:
@@ -93,7 +98,17 @@ def iterate(
             if from_ is not None:
                 for made in online.set_aside(line, from_):
                     show.complain(f"set aside: {made}")
-            _go(line, until, probes, json)
+            _go(replace(line, doing=ahead.doing), until, probes, json)
+
+
+def _planned(line: Line) -> LoopPlan | None:
+    """The plan, if one can be made here."""
+    try:
+        return shown.loop_plan(
+            line.config, line.store, line.home, prompts=line.prompts, preferences=line.preferences, track=silent
+        )
+    except RlhfBenchError:  # what is wrong is said where the loop comes to it
+        return None
 
 
 def _go_together(instead: Mapping[str, object], whole: Mapping[str, object]) -> None:

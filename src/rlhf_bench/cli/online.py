@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rlhf_bench.harness.store import Store
     from rlhf_bench.harness.types import Preference, Report, Sample, Verdict
     from rlhf_bench.trainers.online import Iteration, LoopConfig
+    from rlhf_bench.trainers.online.ahead import Ahead
     from rlhf_bench.trainers.online.config import Stage
     from rlhf_bench.trainers.online.monitors import Figure, Watch
     from rlhf_bench.trainers.online.planned import Evaluation, LoopPlan, Work
@@ -283,6 +284,14 @@ def print_plan(plan: LoopPlan) -> None:
     _print_disk(plan)
     for note in plan.notes:
         _say(f"note: {note}")
+
+
+def time_left(ahead: Ahead) -> str:
+    """`whole run: 1h40m left`; "more than" where the plan leaves something out, "" where no stage is being made."""
+    left = ahead.left()
+    if left is None or not (left.seconds or left.complete):
+        return ""
+    return f"whole run: {'' if left.complete else 'more than '}{show.duration(left.seconds)} left"
 
 
 def plan_as_json(plan: LoopPlan) -> dict[str, Any]:
