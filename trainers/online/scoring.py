@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from rlhf_bench.harness.codec import digest, plain
-from rlhf_bench.harness.engines import Closes
+from rlhf_bench.harness.engines import TOO_LONG, Closes
 from rlhf_bench.harness.engines.reply import may_pass
 from rlhf_bench.harness.errors import Fault, Outage
 from rlhf_bench.harness.judges import Asks, Judge
@@ -143,14 +143,14 @@ def _places(
 ) -> tuple[list[Mapping[int, int]], dict[int, str]]:
     """Of each prompt how many answers stand below each; why a language model as judge failed, by prompt.
 
-    Answers that could not be compared have no place.
+    Answers that could not be compared have no place. Where a judge's context does not hold them, that is no failure.
     """
     broken: dict[int, str] = {}
 
     def compare(matches: Sequence[Match]) -> list[float | None]:
         battles = [Battle(str(i), asked[n][0], asked[n][1][a], asked[n][1][b]) for i, (n, a, b) in enumerate(matches)]
         found = {score.sample_id: score for score in judge.prefer(battles)}
-        failed = [score for score in found.values() if score.value is None]
+        failed = [score for score in found.values() if score.value is None and not score.why.startswith(TOO_LONG)]
         if failed and isinstance(judge, Asks) and not partial:
             raise _failed(
                 f"the judge {judge.name} failed on {len(failed)} of {len(battles)} comparisons",

@@ -55,14 +55,16 @@ def scoring(spec: str, store: Store, track: Track, prompts: Iterable[Conversatio
         require_head(model.path)
         check_reads(model, prompts)
         return reward_scoring(model, spec)
-    known = digest([kind, resolve(name, store, track).digest]) if kind in ("pm", "llm") else digest([spec])
-    if kind == "pm":  # it reads a prompt with two answers as one turn of the user's
-        from rlhf_bench.harness.judges.preference import answer_tokens
-
+    known = digest([spec])
+    if kind in ("pm", "llm"):
         model = resolve(name, store, track)
         check_talks(model)
-        check_reads(model)
-        answer_tokens(tokenizer_at(Path(model.path)))
+        known = digest([kind, model.digest])
+        if kind == "pm":  # it reads a prompt with two answers as one turn of the user's
+            from rlhf_bench.harness.judges.preference import answer_tokens
+
+            check_reads(model)
+            answer_tokens(tokenizer_at(Path(model.path)))
     return Scoring(spec, known, compares=lambda: judge(spec, store, track))
 
 
