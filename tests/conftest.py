@@ -8,7 +8,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub when it is importe
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does: tests share their cores
 
+import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,3 +118,18 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
     with Store(f"sqlite:///{tmp_path}/store.db") as opened:
         yield opened
+
+
+@contextmanager
+def light() -> Iterator[None]:
+    """One thread, and a short way for the collections of garbage that a loop asks for between its stages."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        torch.set_num_threads(threads)

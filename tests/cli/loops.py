@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tests.cli.conftest import Call, Called
 
 CONFIG = """
@@ -76,16 +72,3 @@ def result(done: Called) -> Any:
         kept = {name: each[name] for name in ("verdict", "verdict_id", "pairs", "dropped")}
         found.append(kept | {"of": [(report["run_id"], report["estimates"]) for report in reports]})
     return found
-
-
-@contextmanager
-def light() -> Iterator[None]:
-    """One thread, and a short way for the collections of garbage that a loop asks for between its stages."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        torch.set_num_threads(threads)

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from tests.cli.conftest import Call
-from tests.cli.loops import Loop, light, result
+from tests.cli.loops import Loop, result
+from tests.conftest import light
 from tests.disks import empty, fill, small_disk
 
 from rlhf_bench.cli import show

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from tests.cli.conftest import Call, Called
-from tests.cli.loops import Loop, light, result
+from tests.cli.loops import Loop, result
+from tests.conftest import light
 
 from rlhf_bench.harness.engines.hf import HFEngine
 from rlhf_bench.harness.types import Request

@@ -10,7 +10,8 @@ from typing import get_args
 import pytest
 from tests.cli.conftest import Call, Called
 from tests.cli.endpoint import Endpoint, Outage, endpoint
-from tests.cli.loops import LIMIT, Loop, light, result
+from tests.cli.loops import LIMIT, Loop, result
+from tests.conftest import light
 
 from rlhf_bench.harness.engines.openai import OpenAIEngine
 from rlhf_bench.harness.engines.pace import Limits

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from tests.cli.conftest import Call
-from tests.cli.loops import Loop, light, result
+from tests.cli.loops import Loop, result
+from tests.conftest import light
 from tests.trainers.conftest import preference_recipe
 from tests.trainers.online.conftest import WORDS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from tests.conftest import light
 from tests.trainers.online.loop_driver import SUITE, samples
 
 from rlhf_bench.harness.checkpoint import checkpoint_digest
@@ -98,11 +98,9 @@ def reward(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def quick() -> Iterator[None]:
+    with light():
+        yield
 
 
 @pytest.fixture
