@@ -31,6 +31,7 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+WORDS = ("sea", "train", "gas", "poem", "capital", "plant", "blue", "wide", "fast", "hour", "mile", "short")
 TINY_TEXT = [
     "The capital of France is Paris, and the capital of Japan is Tokyo.",
     "If a train travels 60 miles in 2 hours, how fast does it go? 60 / 2 = 30 miles an hour.",
@@ -106,6 +107,37 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         )
     path = tmp_path_factory.mktemp("tiny") / "model"
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def talker(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, taught in a few steps to say some words and then to stop."""
+    import torch
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    model = LlamaForCausalLM.from_pretrained(tiny_checkpoint)
+    texts = [
+        tokenizer.apply_chat_template(
+            [
+                {"role": "user", "content": f"Tell me about the {word}-{i}."},
+                {"role": "assistant", "content": " ".join(WORDS[(i * 5 + k) % len(WORDS)] for k in range(3 + i % 4))},
+            ],
+            tokenize=False,
+        )
+        for i, word in enumerate(WORDS * 2)
+    ]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(120):
+        ids = torch.tensor([tokenizer(texts[step % len(texts)], add_special_tokens=False)["input_ids"]])
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    path = tmp_path_factory.mktemp("talker") / "model"
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainers.online.conftest import talker  # noqa: F401
 
 from rlhf_bench.cli import main
 from rlhf_bench.harness.codec import digest, sample_digest

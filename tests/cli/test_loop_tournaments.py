@@ -12,9 +12,8 @@ import pytest
 import torch
 from tests.cli.conftest import Call
 from tests.cli.loops import Loop, result
-from tests.conftest import light
+from tests.conftest import WORDS, light
 from tests.trainers.conftest import preference_recipe
-from tests.trainers.online.conftest import WORDS
 
 from rlhf_bench.harness.checkpoint import checkpoint_digest
 from rlhf_bench.harness.engines.hf import HFEngine

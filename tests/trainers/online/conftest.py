@@ -1,4 +1,4 @@
-"""A tiny policy that says some words and stops, a reward model that ranks what it says, and a small loop of both."""
+"""A reward model that ranks what the talker says, and a small loop of both."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from rlhf_bench.harness.run import evaluate
 from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Checkpoint, EvalProtocol, Report
 from rlhf_bench.trainers.online import Line, LoopConfig, reward_scoring
-
-WORDS = ("sea", "train", "gas", "poem", "capital", "plant", "blue", "wide", "fast", "hour", "mile", "short")
 
 SETTINGS: dict[str, Any] = {
     "name": "small",
@@ -51,37 +49,6 @@ NEVER = Policy(
     guards=(Guard(benchmark="short", metric="acc", margin=0.5),),
 )
 """A policy that no candidate satisfies."""
-
-
-@pytest.fixture(scope="session")
-def talker(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model, taught in a few steps to say some words and then to stop."""
-    import torch
-    from transformers import AutoTokenizer, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
-    model = LlamaForCausalLM.from_pretrained(tiny_checkpoint)
-    texts = [
-        tokenizer.apply_chat_template(
-            [
-                {"role": "user", "content": f"Tell me about the {word}-{i}."},
-                {"role": "assistant", "content": " ".join(WORDS[(i * 5 + k) % len(WORDS)] for k in range(3 + i % 4))},
-            ],
-            tokenize=False,
-        )
-        for i, word in enumerate(WORDS * 2)
-    ]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(120):
-        ids = torch.tensor([tokenizer(texts[step % len(texts)], add_special_tokens=False)["input_ids"]])
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    path = tmp_path_factory.mktemp("talker") / "model"
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 @pytest.fixture(scope="session")
