@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from rlhf_bench.harness.errors import UnknownName
@@ -72,7 +73,7 @@ class Format:
     gives: tuple[Kind, ...]
     fits: Callable[[Row], bool] = lambda row: True
 
-    def missing(self, row: Row) -> str | None:
+    def missing(self, row: Collection[str]) -> str | None:
         """The first column that the row lacks, with what may stand for it."""
         return next((" or ".join(group) for group in self.columns if not any(name in row for name in group)), None)
 
@@ -311,11 +312,9 @@ def format_named(name: str) -> Format:
 
 def recognise(row: Row, kind: Kind | None = None) -> Format | None:
     """The first format that the columns fit, among those that give this kind."""
-    return next(
-        (
-            each
-            for each in FORMATS
-            if (kind is None or kind in each.gives) and each.missing(row) is None and each.fits(row)
-        ),
-        None,
-    )
+    return next((each for each in _with_columns(tuple(row), kind) if each.fits(row)), None)
+
+
+@lru_cache(maxsize=16)  # of 100,000 rows nearly all have the columns of the one before
+def _with_columns(columns: tuple[str, ...], kind: Kind | None) -> tuple[Format, ...]:
+    return tuple(each for each in FORMATS if (kind is None or kind in each.gives) and each.missing(columns) is None)
