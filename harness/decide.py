@@ -4,8 +4,12 @@
 
 Whoever gates twenty candidates on the same samples at 0.05 each promotes a worthless one in about one of three cases.
 So all decisions on the same samples share the policy's alpha: alpha/T each where T are planned, else 6·alpha/(π²·t²)
-for the t-th, and never more than is left. New samples begin anew; another seed or temperature makes none. A decision is
-spent once: the same runs under the same policy give the same verdict again, at the level that they had.
+for the t-th, and never more than is left. New samples begin anew; another seed or temperature makes none. A decision
+stands: the same runs under the same policy are shown the stored verdict again, whatever it spent and whoever is
+champion by now, and where samples were graded since they are judged at the level that they had.
+
+A run that was stopped early was stopped at the level that the ledger left when it began. Where another decision took
+that level meanwhile, it is not decided at a smaller one, which its samples were never meant for: it goes on first.
 
 With `halves` a candidate is judged on one half of the samples as often as you like; only one that passes there is held
 against the other half, which spends, and of which no more is told than whether it agrees (Blum & Hardt 2015).
@@ -14,13 +18,13 @@ against the other half, which spends, and of which no more is told than whether 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rlhf_bench.harness import sequential
 from rlhf_bench.harness.claims import RunData
 from rlhf_bench.harness.codec import items_in, question_digest
-from rlhf_bench.harness.errors import LostRace
+from rlhf_bench.harness.errors import LostRace, UserError
 from rlhf_bench.harness.gate import gate
 from rlhf_bench.harness.policy import Halves, Policy
 from rlhf_bench.harness.stats.planning import alpha_share
@@ -37,28 +41,32 @@ def decide(
 ) -> StoredVerdict:
     """The verdict on these runs, stored with its entry in the ledger; the stored one where they were judged before.
 
-    Raises UserError as `gate` does, LostRace where other processes keep deciding on the same samples.
+    Raises UserError as `gate` does; LostRace where the run was stopped early at a level that another decision took
+    since, or where other processes keep deciding on the same samples.
     """
     items = items_of(policy, candidate)
     for _ in range(TRIES):
         before = store.decisions(items, candidate.run_id)
-        known = _known(store, policy, candidate, champion, anchor)
+        stood = _stood(store, policy, candidate.run_id, champion, anchor, items)
+        paid = _paid(stood)
         place, alpha = next_level(policy, [each.spent for each in before])
-        if known is not None:
-            place, alpha = known.verdict.decision, known.verdict.alpha
+        if paid is not None:
+            place, alpha = paid.decision, paid.alpha
+        elif alpha >= LEAST:
+            alpha = sequential.level_left(candidate, alpha)
         verdict, spends = judge(policy, candidate, champion, anchor, alpha=alpha)
         leader = store.champion()
         generation = leader.generation if leader and leader.checkpoint == champion.checkpoint else 0
-        if known and known.verdict.outcome == verdict.outcome and generation in (0, known.verdict.generation):
+        known = next((each for each in reversed(stood) if _stands(each.verdict, verdict, generation)), None)
+        if known is not None:
             return known
-        spent = alpha if spends and known is None else 0.0
         decided = replace(
             verdict,
-            runs={**verdict.runs, **_held(policy, anchor)},
+            runs=_asked(candidate.run_id, champion, policy, anchor),
             generation=generation,
             items=items,
             decision=place if spends else 0,
-            spent=spent,
+            spent=alpha if spends and paid is None else 0.0,
         )
         try:
             return store.verdict(store.save_verdict(decided, expect_decisions=len(before)))
@@ -67,11 +75,27 @@ def decide(
     raise LostRace("other processes keep deciding on the same samples: gate again when they are done")
 
 
+def level_of(store: Store, policy: Policy, run_id: str, champion: RunData, anchor: RunData | None = None) -> float:
+    """The alpha at which this run of the champion's samples will be decided, or was: what a sequential run is made for.
+
+    Raises UserError where nothing is left.
+    """
+    items = items_of(policy, champion)
+    paid = _paid(_stood(store, policy, run_id, champion, anchor, items))
+    if paid is not None:
+        return paid.alpha
+    _, alpha = next_level(policy, [each.spent for each in store.decisions(items, champion.run_id)])
+    if alpha < LEAST:
+        raise UserError(f"the alpha of policy '{policy.name}' is spent on these samples, so that no run can be decided")
+    return alpha
+
+
 def judge(
     policy: Policy, candidate: RunData, champion: RunData, anchor: RunData | None, *, alpha: float
 ) -> tuple[Verdict, bool]:
     """The verdict at this level, and whether it spends it: with `halves` only what passes the first half does."""
-    levels, candidate, rivals = sequential.stopped(policy, candidate, (champion, anchor), alpha)
+    level = alpha if alpha >= LEAST else policy.alpha
+    levels, candidate, rivals = sequential.stopped(policy, candidate, (champion, anchor), level)
     champion_, anchor_ = rivals
     assert champion_ is not None
     if policy.halves is None:
@@ -138,21 +162,33 @@ def items_of(policy: Policy, run: RunData) -> dict[str, str]:
     return items_in(run.manifest, policy.benchmarks)
 
 
-def _known(
-    store: Store, policy: Policy, candidate: RunData, champion: RunData, anchor: RunData | None
-) -> StoredVerdict | None:
-    """The verdict on these runs under this policy that spent; to grade what was missing makes no second decision."""
-    runs = {"candidate": candidate.run_id, "champion": champion.run_id} | _held(policy, anchor)
-    for stored in store.verdicts():
-        verdict = stored.verdict
-        if verdict.runs == runs and verdict.policy == policy.digest and verdict.spent:
-            return stored
-    return None
+def _stood(
+    store: Store, policy: Policy, run_id: str, champion: RunData, anchor: RunData | None, items: Mapping[str, str]
+) -> list[StoredVerdict]:
+    """The verdicts on this candidate's run against these, under this policy and on these samples, in their order."""
+    asked = _asked(run_id, champion, policy, anchor)
+    return [
+        stored
+        for stored in store.verdicts()
+        if stored.verdict.policy == policy.digest and stored.verdict.runs == asked and stored.verdict.items == items
+    ]
 
 
-def _held(policy: Policy, anchor: RunData | None) -> dict[str, str]:
-    """The anchor's run, named even where it is the champion's: promote looks at which it was."""
-    return {"anchor": anchor.run_id} if policy.against_anchor and anchor is not None else {}
+def _paid(stood: Sequence[StoredVerdict]) -> Verdict | None:
+    """The one of them that spent; to grade what was missing makes no second decision."""
+    return next((each.verdict for each in stood if each.verdict.spent), None)
+
+
+def _stands(before: Verdict, now: Verdict, generation: int) -> bool:
+    """Whether a stored verdict says what the runs say now. One that promotes holds for the generation that it names."""
+    same = (before.outcome, before.checks, before.reasons) == (now.outcome, now.checks, now.reasons)
+    return same and (now.outcome != "promote" or generation in (0, before.generation))
+
+
+def _asked(run_id: str, champion: RunData, policy: Policy, anchor: RunData | None) -> dict[str, str]:
+    """The runs that a verdict names; the anchor's even where it is the champion's: promote looks at which it was."""
+    held = {"anchor": anchor.run_id} if policy.against_anchor and anchor is not None else {}
+    return {"candidate": run_id, "champion": champion.run_id, **held}
 
 
 def _nothing_left(verdict: Verdict) -> Verdict:

@@ -10,7 +10,7 @@ What a user can mend is one branch, what the world did is the other.
     └── Fault                  the world failed (disk, engine, judge, sandbox): nothing was scored; exit code 4
         ├── Outage             an endpoint that does not answer now: to wait is worth it, and what it said is kept
         ├── CorruptRow         a stored row that does not parse: it is never used as an answer
-        └── LostRace           another process moved the champion first
+        └── LostRace           another process moved the champion, or spent the alpha, first
 """
 
 from __future__ import annotations
@@ -68,4 +68,4 @@ class CorruptRow(Fault):
 
 
 class LostRace(Fault):
-    """The champion was moved by another process since the verdict was reached."""
+    """Another process moved the champion since the verdict was reached, or took the level that this one needs."""

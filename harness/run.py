@@ -46,11 +46,17 @@ PACKAGES = ("torch", "transformers", "lm_eval", "trl", "numpy")
 class Until(Protocol):
     """How far a run goes: its samples look by look, and after each look which of them are still to be asked.
 
-    `design` is all that fixes it in advance and, after the last look, how far it went; it is part of the manifest.
+    `registered` is what names the run, which `begin` is told the id of; `design` is all that fixes it from then on and,
+    after the last look, how far it went: it is part of the manifest.
     """
 
     @property
+    def registered(self) -> Mapping[str, Any]: ...
+
+    @property
     def design(self) -> Mapping[str, Any]: ...
+
+    def begin(self, run_id: str) -> None: ...
 
     def looks(self, samples: Mapping[str, Sequence[Sample]]) -> Iterator[Mapping[str, Sequence[Sample]]]:
         """The samples of each look, by benchmark; the next look's depend on what `look` was shown."""
@@ -89,9 +95,10 @@ def evaluate(
     _check(suite, judge, limit)
     samples = {benchmark.name: _load(benchmark, protocol, limit) for benchmark in suite.benchmarks}
     manifest = _manifest(suite, samples, engine, protocol, judge, limit)
+    key = digest([manifest[name] for name in KEYED_BY] + ([until.registered] if until else []))
     if until is not None:
+        until.begin(key[:10])
         manifest["sequential"] = plain(dict(until.design))
-    key = digest([manifest[name] for name in KEYED_BY] + ([manifest["sequential"]] if until else []))
     manifest |= plain(dict(manifest_extra))
     run = Run(
         id=key[:10],

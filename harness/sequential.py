@@ -13,12 +13,12 @@ far each benchmark went and gives the levels and the other runs' same samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rlhf_bench.harness.claims import Figures, Level, RunData, place
-from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.errors import LostRace, UserError
 from rlhf_bench.harness.gate import gate, require_comparable
 from rlhf_bench.harness.policy import Policy
 from rlhf_bench.harness.stats.sequential import DESIGN, Design, chance_decided
@@ -33,8 +33,9 @@ STEPS = 40
 class Stopping:
     """Ends an evaluation once `policy` is decided against `champion` (and `anchor`); what `run.evaluate` calls `until`.
 
-    `plan.alpha` is the level of this decision, as the ledger leaves it. `went` says how far each benchmark was asked:
-    (its last look, samples asked, samples there are).
+    `level` gives this decision's alpha for the run's id, as the ledger leaves it; without it that is `plan.alpha`.
+    `went` says how far each benchmark was asked: (its last look, samples asked, samples there are). Raises UserError
+    for a policy in halves, and for a champion or anchor of which not every sample was asked.
     """
 
     policy: Policy
@@ -42,6 +43,7 @@ class Stopping:
     anchor: RunData | None = None
     plan: Design = DESIGN
     figures: Figures = field(default_factory=dict)
+    level: Callable[[str], float] | None = None
     went: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     enough: set[str] = field(default_factory=set)
     why: str = ""
@@ -52,6 +54,19 @@ class Stopping:
                 f"policy '{self.policy.name}' splits the samples into halves, so that a run cannot be stopped by what "
                 "both of them say: leave out --sequential, or `halves`"
             )
+        for rival in filter(None, (self.champion, self.anchor)):
+            require_whole(rival)
+
+    @property
+    def registered(self) -> Mapping[str, Any]:
+        """What names the run. Its alpha does not: where another decision takes it meanwhile, the same run goes on."""
+        plan = {name: value for name, value in asdict(self.plan).items() if name != "alpha"}
+        return {"policy": self.policy.digest, "against": self.champion.run_id, "plan": plan}
+
+    def begin(self, run_id: str) -> None:
+        """The run has this id: from here on its design is fixed. Raises UserError where no alpha is left for it."""
+        if self.level is not None:
+            self.plan = replace(self.plan, alpha=self.level(run_id))
 
     @property
     def design(self) -> Mapping[str, Any]:
@@ -155,11 +170,7 @@ def stopped(
     """
     design = candidate.manifest.get(FIELD)
     for rival in filter(None, rivals):
-        if FIELD in rival.manifest:
-            raise UserError(
-                f"run {rival.run_id} was stopped early, so nothing can be held against it: make the whole run with "
-                "`rlhf-bench run` without --sequential"
-            )
+        require_whole(rival)
     if design is None:
         return {}, candidate, rivals
     if design["policy"] != policy.digest or (rivals[0] and design["against"] != rivals[0].run_id):
@@ -176,6 +187,31 @@ def stopped(
         levels[name] = Level(by_look[min(look, len(by_look) - 1)], order, interim=done < there and not order)
     keep = {name: frozenset(record.digest for record in records) for name, records in candidate.records.items()}
     return levels, candidate, tuple(rival and rival.only(keep) for rival in rivals)
+
+
+def require_whole(run: RunData) -> None:
+    """Raise UserError for a run that was stopped early: it has the samples that its own gate wanted, and no others."""
+    if FIELD in run.manifest:
+        raise UserError(
+            f"run {run.run_id} was stopped early, so nothing can be held against it: make the whole run with "
+            "`rlhf-bench run` without --sequential"
+        )
+
+
+def level_left(candidate: RunData, alpha: float) -> float:
+    """At what level a run is decided where the ledger leaves `alpha`: no higher one than it was made for.
+
+    Raises LostRace where it was stopped, with samples still to ask, at a level that is no longer left.
+    """
+    design = candidate.manifest.get(FIELD)
+    had = alpha if design is None else float(design["plan"]["alpha"])
+    if design is not None and had > alpha and any(done < there for done, there in design["asked"].values()):
+        raise LostRace(
+            f"run {candidate.run_id} was stopped early at a level of {had:.4g}, which another decision on these "
+            f"samples has taken since; {alpha:.4g} is left: the same `rlhf-bench run … --sequential` again asks what "
+            "that takes, and nothing was spent"
+        )
+    return min(had, alpha)
 
 
 def salt(design: Mapping[str, Any]) -> str:

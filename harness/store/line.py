@@ -163,9 +163,9 @@ class Line:
 
 
 def decided(verdict: Verdict) -> str:
-    """Identifies what was decided, about what: the same again is no second decision and spends nothing."""
+    """Identifies what was decided, about what and why: the same again is no second decision and spends nothing."""
     about = [verdict.candidate, verdict.champion, verdict.policy, dict(verdict.runs), dict(verdict.items)]
-    return digest([*about, verdict.generation, verdict.outcome])
+    return digest([*about, verdict.generation, verdict.outcome, list(verdict.checks), list(verdict.reasons)])
 
 
 def chunks(keys: Sequence[T]) -> Iterator[Sequence[T]]:

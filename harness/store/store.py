@@ -360,8 +360,8 @@ class Store:
         """Keep a verdict together with its place in the ledger, in one durable transaction; its number.
 
         A verdict that is stored already (about the same runs and items, by the same policy, in the same generation,
-        with the same outcome) keeps its number and spends nothing again. Raises LostRace where the decisions on these
-        items are no longer `expect_decisions` in number: another gate has spent from the same alpha.
+        with the same outcome, checks and reasons) keeps its number and spends nothing again. Raises LostRace where the
+        decisions on these items are no longer `expect_decisions` in number: another gate has spent from the same alpha.
         """
         with self.line(write=True) as line:
             return line.save(verdict, expect_decisions)

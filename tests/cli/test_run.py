@@ -96,6 +96,17 @@ def test_a_run_stops_once_the_gate_against_the_champion_is_decided(call: Call, h
     assert (gated["id"], gated["verdict"], gated["alpha_spent"]) == (1, "promote", 0.05)
 
 
+def test_the_same_sequential_command_again_is_the_same_run_and_spends_nothing(call: Call, home: Path) -> None:
+    (home / "stop.yaml").write_text(STOP.replace("ledger: none", "ledger: open"))
+    suite = ("--suite", "demo-arithmetic,demo-four-way")
+    old = call("run", *suite, "--model", "scripted:empty", "--json").json["run_id"]
+    command = ("run", *suite, "-m", "scripted:oracle", "--against", old, "--sequential", "--policy", "stop.yaml")
+    first, again = (call(*command, "--json").json for _ in range(2))
+    assert first["report"]["run_id"] == again["report"]["run_id"]
+    assert first["gate"] == again["gate"]
+    assert first["gate"]["decision"] == 1
+
+
 def test_a_run_that_is_compared_afterwards_says_how(call: Call) -> None:
     old = call("run", "-s", "demo-arithmetic", "--model", "scripted:empty", "--json").json["run_id"]
     done = call("run", "-s", "demo-arithmetic", "--model", "scripted:oracle", "--against", old)

@@ -234,3 +234,47 @@ def test_the_anchor_is_named_and_another_one_is_another_question(store: Store) -
     assert first.runs["anchor"] == OLD.run_id
     other = decide(store, anchored, BETTER, OLD, ALIKE).verdict
     assert (other.runs["anchor"], other.decision) == (ALIKE.run_id, 2)
+
+
+@pytest.mark.parametrize("name", ["halves", "spent"])
+def test_a_verdict_that_spent_nothing_stands_whoever_is_champion_by_now(store: Store, name: str) -> None:
+    from rlhf_bench.harness.types import Checkpoint
+
+    for each in ("old", "next"):
+        store.register(Checkpoint(f"/{each}", each))
+    store.set_champion("old", expect_generation=0, verdict_id=None, reason="first")
+    rules = HALVED if name == "halves" else policy(ledger=Ledger(planned=1))
+    if name == "spent":
+        decide(store, rules, BETTER, OLD)
+    first = decide(store, rules, ALIKE, OLD)
+    assert first.verdict.spent == 0.0
+    assert decide(store, rules, ALIKE, OLD) == first
+    store.set_champion("next", expect_generation=1, verdict_id=None, reason="moved")
+    assert decide(store, rules, ALIKE, OLD) == first
+    store.set_champion("old", expect_generation=2, verdict_id=None, reason="back")
+    assert decide(store, rules, ALIKE, OLD) == first
+
+
+def test_a_promotion_is_said_anew_for_a_later_generation_and_spends_nothing(store: Store) -> None:
+    from rlhf_bench.harness.types import Checkpoint
+
+    for each in ("old", "next"):
+        store.register(Checkpoint(f"/{each}", each))
+    store.set_champion("old", expect_generation=0, verdict_id=None, reason="first")
+    first = decide(store, HALVED, BETTER, OLD)
+    store.set_champion("next", expect_generation=1, verdict_id=None, reason="moved")
+    assert decide(store, HALVED, BETTER, OLD) == first
+    store.set_champion("old", expect_generation=2, verdict_id=None, reason="back")
+    again, thrice = (decide(store, HALVED, BETTER, OLD) for _ in range(2))
+    assert again == thrice and again.id != first.id
+    assert (again.verdict.generation, again.verdict.spent, again.verdict.alpha) == (3, 0.0, first.verdict.alpha)
+
+
+def test_what_was_graded_since_is_shown_though_it_decides_nothing_either(store: Store) -> None:
+    missing, graded = (
+        decide(store, OPEN, run("alike", sums=[None] * gone + scores(41 - gone, 59), code=scores(100, 100)), OLD)
+        for gone in (2, 1)
+    )
+    assert missing.verdict.outcome == graded.verdict.outcome == "inconclusive"
+    assert [each.verdict.checks[0].ungraded for each in (missing, graded)] == [2, 1]
+    assert (graded.verdict.spent, graded.verdict.alpha) == (0.0, missing.verdict.alpha)

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from tests.harness.decide_process import stop_and_decide
+from tests.harness.worker import CONTEXT, Worker
 
 from rlhf_bench.harness.claims import RunData
-from rlhf_bench.harness.decide import decide
-from rlhf_bench.harness.errors import UserError
-from rlhf_bench.harness.policy import Guard, Halves, Part, Policy, Target
+from rlhf_bench.harness.decide import decide, level_of
+from rlhf_bench.harness.errors import LostRace, UserError
+from rlhf_bench.harness.policy import Guard, Halves, Ledger, Part, Policy, Target
 from rlhf_bench.harness.run import evaluate
 from rlhf_bench.harness.sequential import Stopping
 from rlhf_bench.harness.stats.sequential import Design
@@ -35,6 +37,7 @@ POLICY = Policy(
     against_anchor=False,
     ledger="none",  # type: ignore[arg-type]
 )
+OPEN = POLICY.model_copy(update={"ledger": Ledger()})
 
 
 class Able:
@@ -195,3 +198,81 @@ def test_a_stopped_run_says_nothing_about_another_question(store: Store, champio
 def test_halves_and_stopping_exclude_each_other(champion: RunData) -> None:
     with pytest.raises(UserError, match="leave out --sequential, or `halves`"):
         Stopping(POLICY.model_copy(update={"halves": Halves(salt="s")}), champion)
+
+
+def test_a_champion_that_was_stopped_early_is_refused_before_anything_is_asked(store: Store, champion: RunData) -> None:
+    report, _ = stopped(store, champion, Able("new", 0.9, 0.85))
+    with pytest.raises(UserError, match="so nothing can be held against it"):
+        Stopping(POLICY, data(store, report))
+
+
+def begun(store: Store, champion: RunData, name: str, policy: Policy = OPEN) -> Report:
+    """A run that is stopped at the level that the ledger leaves it."""
+    level = lambda run_id: level_of(store, policy, run_id, champion)  # noqa: E731
+    return measure(store, Able(name, 0.9, 0.85), Stopping(policy, champion, level=level))
+
+
+def test_a_run_that_is_made_again_is_the_same_run_and_the_same_decision(store: Store, champion: RunData) -> None:
+    first = begun(store, champion, "new")
+    verdict = decide(store, OPEN, data(store, first), champion)
+    again = begun(store, champion, "new")
+    assert again.run_id == first.run_id
+    assert again.manifest["sequential"] == first.manifest["sequential"]
+    assert decide(store, OPEN, data(store, again), champion) == verdict
+    assert len(store.verdicts()) == 1
+
+
+def test_a_level_that_another_took_meanwhile_decides_nothing_and_the_same_run_goes_on(
+    store: Store, champion: RunData
+) -> None:
+    first, second = (begun(store, champion, name) for name in ("one", "two"))
+    had = second.manifest["sequential"]["plan"]["alpha"]
+    assert had == first.manifest["sequential"]["plan"]["alpha"]
+    assert decide(store, OPEN, data(store, first), champion).verdict.alpha == had
+    with pytest.raises(
+        LostRace, match=r"stopped early at a level of 0\.0304, .*; 0\.007599 is left: .* nothing was spent"
+    ):
+        decide(store, OPEN, data(store, second), champion)
+    assert len(store.verdicts()) == 1
+    after = begun(store, champion, "two")
+    assert after.run_id == second.run_id
+    asked = [sum(done for done, _ in each.manifest["sequential"]["asked"].values()) for each in (second, after)]
+    assert asked[0] <= asked[1] < 700
+    verdict = decide(store, OPEN, data(store, after), champion).verdict
+    assert (verdict.decision, verdict.outcome) == (2, "promote")
+    assert verdict.spent == verdict.alpha == pytest.approx(had / 4)
+    assert max(check.level for check in verdict.checks) < verdict.alpha
+
+
+def test_a_run_of_all_samples_is_decided_at_what_is_left(store: Store, champion: RunData) -> None:
+    first = begun(store, champion, "one")
+    whole = measure(store, Able("two", 0.9, 0.85), Stopping(OPEN, champion, plan=Design(fractions=(1.0,))))
+    decide(store, OPEN, data(store, first), champion)
+    assert decide(store, OPEN, data(store, whole), champion).verdict.alpha == pytest.approx(
+        0.05 * 6 / 3.14159265**2 / 4
+    )
+
+
+def test_a_stopped_run_whose_alpha_is_gone_is_told_so(store: Store, champion: RunData) -> None:
+    once = OPEN.model_copy(update={"ledger": Ledger(planned=1)})
+    first, second = (begun(store, champion, name, once) for name in ("one", "two"))
+    decide(store, once, data(store, first), champion)
+    verdict = decide(store, once, data(store, second), champion).verdict
+    assert (verdict.outcome, verdict.spent) == ("inconclusive", 0.0)
+    assert "is spent on these samples" in verdict.reasons[0]
+    with pytest.raises(UserError, match="so that no run can be decided"):
+        begun(store, champion, "three", once)
+
+
+def test_of_two_processes_that_begin_at_one_place_of_the_ledger_each_decides_at_a_level_of_its_own(url: str) -> None:
+    with Store(url) as store:
+        champion = measure(store, Able("old", 0.5, 0.8)).run_id
+    barrier = CONTEXT.Barrier(2)
+    workers = [Worker(stop_and_decide, url, champion, name, barrier) for name in ("one", "two")]
+    (one, first), (two, second) = (worker.hear() for worker in workers)
+    assert first[0] == second[0]
+    assert {one.decision, two.decision} == {1, 2}
+    assert one.outcome == two.outcome == "promote"
+    assert sorted(each.spent / 0.05 for each in (one, two)) == pytest.approx([0.1520, 0.6079], abs=1e-4)
+    assert [verdict.alpha for verdict in (one, two)] == [first[-1], second[-1]]
+    assert sorted(map(len, (first, second))) == [1, 2]

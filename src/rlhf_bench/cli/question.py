@@ -103,7 +103,7 @@ def anchor_run(store: Store, name: str | None, new: Run, old: Run) -> Run:
 
 def stopping(asked: Asked, store: Store) -> Stopping:
     """What ends a run early: the gate that it is for, at the level that the ledger leaves. Raises UserError."""
-    from rlhf_bench.harness.decide import LEAST, items_of, next_level
+    from rlhf_bench.harness.decide import level_of
     from rlhf_bench.harness.sequential import Stopping
     from rlhf_bench.harness.stats.sequential import Design
 
@@ -111,8 +111,9 @@ def stopping(asked: Asked, store: Store) -> Stopping:
     rules = gating.default_policy(against) if asked.policy is None else gating.policy(asked.policy)
     champion = gating.run_data(store, against.id)
     anchor = gating.run_data(store, anchor_run(store, None, against, against).id) if rules.against_anchor else None
-    _, alpha = next_level(rules, [each.spent for each in store.decisions(items_of(rules, champion))])
-    if alpha < LEAST:
-        raise UserError(f"the alpha of policy '{rules.name}' is spent on these samples, so that no run can be decided")
     kind: Any = asked.sequential
-    return Stopping(rules, champion, anchor, Design(kind, alpha=alpha), champion.figures)
+
+    def level(run_id: str) -> float:
+        return level_of(store, rules, run_id, champion, anchor)
+
+    return Stopping(rules, champion, anchor, Design(kind), champion.figures, level)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlhf_bench.cli import dry, gating, lookup, measuring, options, scorers, show, tables
-from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.errors import LostRace, UserError
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.policy import Policy
     from rlhf_bench.harness.store import Run, Store
     from rlhf_bench.harness.types import Report, Verdict
+
+TRIES = 5
 
 
 def run(
@@ -166,8 +168,10 @@ def run(
             planned = dry.planned(model, asked, store, show.bars())
             return show.as_json(planned) if json else tables.planned(planned)
         against = None if against is None else lookup.find_run(store, against).id
-        report = measuring.measure(model, asked, store, show.bars())
-        decided = _decided(store, report.run_id, str(against), policy) if sequential else None
+        if sequential:
+            report, decided = _until_decided(model, asked, store, str(against))
+        else:
+            report, decided = measuring.measure(model, asked, store, show.bars()), None
         if json:
             return show.as_json({"report": report, **decided.told} if decided else report)
         print_run(store, report, against)
@@ -190,6 +194,18 @@ class _Decided:
         tables.verdict(self.verdict, self.number)
         if self.verdict.outcome == "promote":
             show.say(f"next: rlhf-bench promote --verdict {self.number}")
+
+
+def _until_decided(model: str, asked: measuring.Asked, store: Store, against: str) -> tuple[Report, _Decided]:
+    """Measure and decide; where another gate took the level that the run was stopped at meanwhile, go on at what is
+    left. Raises LostRace where that happens again and again."""
+    for _ in range(TRIES):
+        report = measuring.measure(model, asked, store, show.bars())
+        try:
+            return report, _decided(store, report.run_id, against, asked.policy)
+        except LostRace as lost:
+            show.complain(f"another decision came first, so the run goes on: {lost}")
+    raise LostRace("other processes keep deciding on the same samples: run this again when they are done")
 
 
 def _decided(store: Store, run_id: str, against: str, policy: str | None) -> _Decided:
