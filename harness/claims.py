@@ -29,6 +29,8 @@ from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Figure, Record, Sample
 
 NO_EVIDENCE = Evidence(-1.0, 1.0, 1.0, 1.0)
+STOPPED = "sequential"
+"""The entry of a manifest that says how far a run was asked that was to stop early (sequential.Stopping.design)."""
 _MANIFEST = ("protocol_digest", "judge_identity", "benchmarks")
 Figures = Mapping[str, Mapping[str, Figure]]
 NO_FIGURES: Figures = MappingProxyType({})
@@ -132,6 +134,15 @@ class Finding:
     ungraded: int = 0
     repeatable: bool = False
     missing: str = ""
+
+
+def require_whole(run: RunData) -> None:
+    """Raise UserError for a run that was stopped early: it has the samples that its own gate wanted, and no others."""
+    if STOPPED in run.manifest:
+        raise UserError(
+            f"run {run.run_id} was stopped early, so nothing can be held against it: make the whole run with "
+            "`rlhf-bench run` without --sequential"
+        )
 
 
 def place(salt: str, sample: Sample) -> str:

@@ -53,7 +53,7 @@ def decide(
         if paid is not None:
             place, alpha = paid.decision, paid.alpha
         elif alpha >= LEAST:
-            alpha = sequential.level_left(candidate, alpha)
+            alpha = sequential.level_left(policy, candidate, champion, alpha)
         verdict, spends = judge(policy, candidate, champion, anchor, alpha=alpha)
         leader = store.champion()
         generation = leader.generation if leader and leader.checkpoint == champion.checkpoint else 0

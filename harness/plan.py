@@ -17,7 +17,7 @@ from typing import Literal
 
 from scipy import special
 
-from rlhf_bench.harness.claims import Claim, RunData, claims
+from rlhf_bench.harness.claims import Claim, RunData, claims, require_whole
 from rlhf_bench.harness.errors import UnknownName, UserError
 from rlhf_bench.harness.policy import Policy
 from rlhf_bench.harness.spread import Spread, spread
@@ -98,13 +98,15 @@ def plan(
     """What `policy` can decide about a candidate that is asked as `run` was.
 
     `twin` is a run that `spread.require_twin` accepts; `sizes` are the full sizes of benchmarks, where known. Raises
-    UserError where power or gain are no fractions, UnknownName where the policy is about what the run does not have.
+    UserError where power or gain are no fractions, or where the run was stopped early: nothing is gated against it, and
+    its scores are those that it was stopped for. Raises UnknownName where the policy is about what the run has not.
     """
     if not 0 < power < 1:
         raise UserError(f"a power of {power:g}: give the chance that is wished, between 0 and 1, such as 0.8")
     if not 0 < gain < 1:
         hint = f"; did you mean {gain / 100:g}?" if 1 <= gain < 100 else ""
         raise UserError(f"a gain of {gain:g}: give a fraction of the score, such as 0.03 for 3 points{hint}")
+    require_whole(run)
     for name in policy.benchmarks:
         if name not in run.benchmarks:
             about = f"Policy '{policy.name}' asks for it."

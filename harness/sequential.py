@@ -17,14 +17,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from rlhf_bench.harness.claims import Figures, Level, RunData, place
+from rlhf_bench.harness.claims import STOPPED, Figures, Level, RunData, place, require_whole
 from rlhf_bench.harness.errors import LostRace, UserError
 from rlhf_bench.harness.gate import gate, require_comparable
 from rlhf_bench.harness.policy import Policy
 from rlhf_bench.harness.stats.sequential import DESIGN, Design, chance_decided
 from rlhf_bench.harness.types import Check, Sample, Verdict
 
-FIELD = "sequential"
 STEPS = 40
 """An e-process may be looked at after every sample; a run looks after each of so many equal batches."""
 
@@ -97,7 +96,7 @@ class Stopping:
 
     def look(self, number: int, checkpoint: str, manifest: Mapping[str, Any], records: Mapping[str, Any]) -> None:
         """Decide which benchmarks are asked further, after this look."""
-        run = RunData("(this run)", checkpoint, {**manifest, FIELD: self.design}, records, self.figures)
+        run = RunData("(this run)", checkpoint, {**manifest, STOPPED: self.design}, records, self.figures)
         if number == 1:
             for rival in filter(None, (self.champion, self.anchor)):
                 require_comparable(run, rival, self.policy.benchmarks)
@@ -168,12 +167,12 @@ def stopped(
 
     Raises UserError where the run was stopped for another policy, or against another run than the first of `rivals`.
     """
-    design = candidate.manifest.get(FIELD)
+    design = candidate.manifest.get(STOPPED)
     for rival in filter(None, rivals):
         require_whole(rival)
     if design is None:
         return {}, candidate, rivals
-    if design["policy"] != policy.digest or (rivals[0] and design["against"] != rivals[0].run_id):
+    if not _is_for(design, policy, rivals[0]):
         raise UserError(
             f"run {candidate.run_id} was stopped early for another policy or against another run "
             f"({design['against']}), and says nothing about this one: gate it as it was planned, or run it whole"
@@ -189,29 +188,27 @@ def stopped(
     return levels, candidate, tuple(rival and rival.only(keep) for rival in rivals)
 
 
-def require_whole(run: RunData) -> None:
-    """Raise UserError for a run that was stopped early: it has the samples that its own gate wanted, and no others."""
-    if FIELD in run.manifest:
-        raise UserError(
-            f"run {run.run_id} was stopped early, so nothing can be held against it: make the whole run with "
-            "`rlhf-bench run` without --sequential"
-        )
-
-
-def level_left(candidate: RunData, alpha: float) -> float:
+def level_left(policy: Policy, candidate: RunData, champion: RunData, alpha: float) -> float:
     """At what level a run is decided where the ledger leaves `alpha`: no higher one than it was made for.
 
     Raises LostRace where it was stopped, with samples still to ask, at a level that is no longer left.
     """
-    design = candidate.manifest.get(FIELD)
-    had = alpha if design is None else float(design["plan"]["alpha"])
-    if design is not None and had > alpha and any(done < there for done, there in design["asked"].values()):
+    design = candidate.manifest.get(STOPPED)
+    if design is None or not _is_for(design, policy, champion):
+        return alpha
+    had = float(design["plan"]["alpha"])
+    if had > alpha and any(done < there for done, there in design["asked"].values()):
         raise LostRace(
             f"run {candidate.run_id} was stopped early at a level of {had:.4g}, which another decision on these "
             f"samples has taken since; {alpha:.4g} is left: the same `rlhf-bench run … --sequential` again asks what "
             "that takes, and nothing was spent"
         )
     return min(had, alpha)
+
+
+def _is_for(design: Mapping[str, Any], policy: Policy, champion: RunData | None) -> bool:
+    """Whether a run was stopped by this policy against this run."""
+    return design["policy"] == policy.digest and (champion is None or design["against"] == champion.run_id)
 
 
 def salt(design: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_bench.harness.claims import RunData
+from rlhf_bench.harness.claims import STOPPED, RunData
 from rlhf_bench.harness.codec import digest, plain
 from rlhf_bench.harness.errors import UnknownName, UserError
 from rlhf_bench.harness.policy import Part
@@ -120,6 +120,8 @@ def require_twin(run: RunData, twin: RunData, benchmarks: Iterable[str]) -> None
         raise UserError(f"run {run.run_id} is its own twin: {again}")
     if twin.checkpoint != run.checkpoint:
         raise UserError(f"{name}: it is of another checkpoint, {twin.checkpoint[:12]} and not {run.checkpoint[:12]}")
+    if STOPPED in twin.manifest:
+        raise UserError(f"{name}: it was stopped early; {again}, and without --sequential")
     shared = [each for each in benchmarks if each in run.benchmarks and each in twin.benchmarks]
     if not shared:
         raise UserError(f"{name}: it has none of the policy's benchmarks")

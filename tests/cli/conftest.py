@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlhf_bench.cli import main
-from rlhf_bench.harness.codec import digest, sample_digest
+from rlhf_bench.harness.codec import digest, plain, sample_digest
+from rlhf_bench.harness.stats.sequential import Design
 from rlhf_bench.harness.store import Run, Store, default_store_url
 from rlhf_bench.harness.types import (
     Checkpoint,
@@ -159,6 +160,31 @@ def finished(
         _estimate(name, facts[name]["metric"], values) for name, values in (("chat", chat), ("maths", maths))
     )
     report = Report(run_id, model, digest_, "test", "paper", judge, estimates, manifest)
+    store.finish_run(run_id, report)
+    return report
+
+
+def stopped(
+    store: Store, whole: Report, digest_: str = "", against: str = "another", policy: str = "another"
+) -> Report:
+    """A finished run that has the first 10 samples of each benchmark of this one, as if it had been stopped there."""
+    names = list(whole.manifest["benchmarks"])
+    design = {
+        "policy": policy,
+        "against": against,
+        "plan": asdict(Design(alpha=0.03)),
+        "looks": dict.fromkeys(names, 0),
+        "asked": {name: [10, N] for name in names},
+        "why": "promote",
+    }
+    manifest = {**whole.manifest, "sequential": plain(design)}
+    kept = [each for name in names for each in store.records(whole.run_id, name)[:10]]
+    checkpoint_ = digest_ or whole.checkpoint
+    run_id = digest([whole.run_id, checkpoint_, against])[:10]
+    run = Run(run_id, whole.model, checkpoint_, "test", "paper", whole.judge, digest(run_id), manifest)
+    store.start_run(run)
+    store.save_records(run_id, kept)
+    report = replace(whole, run_id=run_id, checkpoint=checkpoint_, manifest=manifest)
     store.finish_run(run_id, report)
     return report
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.conftest import Call, Line, N, finished, records
+from tests.cli.conftest import Call, Line, N, finished, records, stopped
 
 from rlhf_bench.harness.codec import digest, sample_digest
+from rlhf_bench.harness.policy import load_policy
 from rlhf_bench.harness.store import Run, Store
 from rlhf_bench.harness.types import Completion, Message, Record, Report, Request, Sample, Score
 
@@ -144,6 +145,38 @@ def test_samples_that_only_one_run_has_are_not_left_out_in_silence(call: Call, l
     assert set(found["comparisons"]["chat"][0]["unpaired"]) == {each.sample.id for each in names}
     assert len(found["notes"]) == 2
     assert "note: " not in call("compare", "base", "better").out
+
+
+@pytest.mark.parametrize("against", ["base", "another"])
+def test_of_a_run_that_was_stopped_early_it_is_said_what_the_gate_does_and_the_gate_does_it(
+    call: Call, line: Line, policy: str, store: Store, against: str
+) -> None:
+    other = line.champion.run_id if against == "base" else line.alike.run_id
+    part = stopped(store, line.worse, "f" * 64, other, load_policy(Path(policy)).digest)
+    out = " ".join(call("compare", "base", part.run_id).out.split())
+    gated = call("gate", part.run_id, line.champion.run_id, "--policy", policy)
+    assert f"run {part.run_id} was stopped early (10 of {N} of chat, 10 of {N} of maths)" in out
+    assert "the gate refuses such runs" not in out
+    if against == "base":
+        assert f"`rlhf-bench gate {part.run_id} {line.champion.run_id}` allows for that, by the policy" in out
+        assert gated.code == 3
+        assert "maths: lost 50.0 points on 10 pairs" in " ".join(gated.out.split())
+    else:
+        assert f"the gate allows for that against run {line.alike.run_id}, and refuses it against any other" in out
+        assert gated.code == 2
+        assert "for another policy or against another run" in gated.one_line
+
+
+def test_a_base_that_was_stopped_early_is_refused_by_the_gate_as_compare_says(
+    call: Call, line: Line, policy: str, store: Store
+) -> None:
+    part = stopped(store, line.champion)
+    out = " ".join(call("compare", part.run_id, "better").out.split())
+    assert f"run {part.run_id} was stopped early: the gate holds nothing against it" in out
+    done = call("gate", "better", part.run_id, "--policy", policy)
+    assert (done.code, "so nothing can be held against it" in done.one_line) == (2, True)
+    found = call("gate", "better", "champion", "--policy", policy, "--json").json
+    assert found["runs"]["champion"] == line.champion.run_id  # the whole one, though it is older
 
 
 def test_what_is_shown_is_marked_and_explained(call: Call, line: Line) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from tests.cli.conftest import Call, Line, finished
+from tests.cli.conftest import Call, Line, finished, stopped
 from tests.cli.test_judging import calls
 from tests.cli.test_judging import server as _server
 
@@ -231,6 +231,19 @@ def test_a_mistake_is_one_line(call: Call, line: Line, policy: str, more: list[s
     done = call("plan", "--policy", policy, *more)
     assert done.code == 2
     assert says in done.one_line
+
+
+def test_a_run_that_was_stopped_early_is_neither_planned_against_nor_a_twin(
+    call: Call, line: Line, policy: str, store: Store
+) -> None:
+    part = stopped(store, line.champion)
+    assert call("plan", "--policy", policy, "--json").json["plan"]["run"] == line.champion.run_id
+    done = call("plan", "--policy", policy, "--against", part.run_id)
+    assert done.code == 2
+    assert done.one_line.endswith("make the whole run with `rlhf-bench run` without --sequential")
+    done = call("plan", "--policy", policy, "--twin", part.run_id)
+    assert done.code == 2
+    assert "it was stopped early" in done.one_line
 
 
 def test_planning_imports_neither_torch_nor_a_plot(line: Line, policy: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,6 +112,7 @@ def compared(base: Source, others: Sequence[Source], choice: Choice) -> Compared
     _require_answered(choice, names, parts, rows)
     notes = [
         *_left_out(base.run, runs, choice.benchmark),
+        *_stopped(base.run, runs),
         *_across_engines(base.run, runs),
         *(note for part in parts for note in part.notes),
     ]
@@ -274,10 +275,35 @@ def _unpaired(name: str, cells: Sequence[Contrast | None], runs: Sequence[Run]) 
     for cell, run in zip(cells, runs, strict=True):
         if cell is not None and cell.comparison.unpaired:
             found, where = cell.comparison, f" ({run.model}, {run.id})" if len(runs) > 1 else ""
+            refused = "" if _design(run) else ", and the gate refuses such runs"
             yield (
                 f"{name}{where}: only {found.paired + found.ungraded} samples are in both runs; {len(found.unpaired)} "
-                f"are in one and left out ({some(found.unpaired)}), and the gate refuses such runs"
+                f"are in one and left out ({some(found.unpaired)}){refused}"
             )
+
+
+def _stopped(base: Run, runs: Sequence[Run]) -> Iterable[str]:
+    """What the gate does with runs that were stopped early, and what it does not."""
+    if _design(base):
+        yield f"run {base.id} was stopped early: the gate holds nothing against it, make the whole run for that"
+    for run in runs:
+        if not (design := _design(run)):
+            continue
+        asked = ", ".join(f"{done} of {there} of {name}" for name, (done, there) in design["asked"].items())
+        said = f"run {run.id} was stopped early ({asked}); what is stopped when it looks best reads optimistic"
+        if design["against"] == base.id:
+            yield f"{said}: `rlhf-bench gate {run.id} {base.id}` allows for that, by the policy that it was stopped by"
+        else:
+            yield f"{said}: the gate allows for that against run {design['against']}, and refuses it against any other"
+
+
+def _design(run: Run) -> Mapping[str, Any]:
+    """How far a run went that was to stop early, and against what; empty for a whole one."""
+    from rlhf_bench.harness.claims import STOPPED
+
+    manifest = run.manifest if run.report is None else run.report.manifest
+    found: Mapping[str, Any] = manifest.get(STOPPED, {})
+    return found
 
 
 def off_scale(cell: Contrast) -> bool:

@@ -73,26 +73,35 @@ def sought(name: str, beside: Path | None) -> Path:
     return near if near is not None and near.exists() else Path(name)
 
 
-def find_run(store: Store, text: str, like: Run | None = None) -> Run:
+def find_run(store: Store, text: str, like: Run | None = None, *, whole: bool = False) -> Run:
     """The last finished run of a model ("champion", an alias), or else the run with this id or prefix, or "latest".
 
-    Of a model's runs one that was made as `like` was is preferred. A name comes first: an alias such as "c2" may also
-    be how some run's id begins.
+    Of a model's runs one that was made as `like` was is preferred; with `like`, or with `whole`, one that was not
+    stopped early before all others, since nothing is held against a part. A name comes first: an alias such as "c2" may
+    also be how some run's id begins.
     """
     champion = store.champion()
     if text == "champion" and champion is None and "champion" not in store.aliases():
         raise UserError("there is no champion yet: `rlhf-bench promote --first MODEL` or `rlhf-bench iterate` sets one")
     digest = champion.checkpoint if text == "champion" and champion else store.aliases().get(text)
-    return store.run(text) if digest is None else last_run(store, digest, text, like)
+    return store.run(text) if digest is None else last_run(store, digest, text, like, whole)
 
 
-def last_run(store: Store, digest: str, name: str, like: Run | None = None) -> Run:
-    """The last finished run of this checkpoint, one made as `like` was if there is one. Raises UserError for none."""
+def last_run(store: Store, digest: str, name: str, like: Run | None = None, whole: bool = False) -> Run:
+    """The last finished run of this checkpoint, as find_run prefers them. Raises UserError for none."""
     found = [each for each in store.runs() if each.checkpoint == digest and each.status == "complete"]
     if not found:
         suite_option = f" --suite {like.suite}" if like else ""
         raise UserError(f"'{name}' has no finished run: `rlhf-bench run --model {name}{suite_option}` makes one")
+    if whole or like is not None:
+        found.sort(key=_was_stopped)
     return next((each for each in found if like and _conditions(each) == _conditions(like)), found[0])
+
+
+def _was_stopped(run: Run) -> bool:
+    from rlhf_bench.harness.claims import STOPPED
+
+    return STOPPED in run.manifest
 
 
 def _conditions(run: Run) -> list[object]:

@@ -116,6 +116,7 @@ def measure(model: str, asked: Asked, store: Store, track: Track, *, partial: bo
 
     limits, budget = bounds(asked)
     chosen, regime = asked_of(asked)
+    until = None if asked.sequential is None else question.stopping(asked, store)
     asked = replace(asked, engine=engine_here(asked.engine, asked.device))
     engine = engine_of(model, asked, store, track, limits=limits, budget=budget)
     needs = list(dict.fromkeys(need for each in chosen.benchmarks for need in each.needs))
@@ -132,7 +133,7 @@ def measure(model: str, asked: Asked, store: Store, track: Track, *, partial: bo
             limit=asked.limit,
             settings={"model": _named(model, store)} | asdict(asked),
             manifest_extra={"data": data.digests(needs), "judged": judged},
-            until=None if asked.sequential is None else question.stopping(asked, store),
+            until=until,
             track=track,
         )
 

@@ -50,7 +50,7 @@ def plan(
     from rlhf_bench.harness.plan import plan as planned
 
     with lookup.open_store() as store:
-        run = lookup.find_run(store, against)
+        run = lookup.find_run(store, against, whole=True)
         rules = gating.default_policy(run) if policy is None else gating.policy(policy)
         data = gating.run_data(store, run.id)
         found = planned(

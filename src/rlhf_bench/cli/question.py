@@ -107,7 +107,7 @@ def stopping(asked: Asked, store: Store) -> Stopping:
     from rlhf_bench.harness.sequential import Stopping
     from rlhf_bench.harness.stats.sequential import Design
 
-    against = lookup.find_run(store, asked.against or "champion")
+    against = lookup.find_run(store, asked.against or "champion", whole=True)
     rules = gating.default_policy(against) if asked.policy is None else gating.policy(asked.policy)
     champion = gating.run_data(store, against.id)
     anchor = gating.run_data(store, anchor_run(store, None, against, against).id) if rules.against_anchor else None

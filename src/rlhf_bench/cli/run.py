@@ -167,7 +167,7 @@ def run(
         if dry_run:
             planned = dry.planned(model, asked, store, show.bars())
             return show.as_json(planned) if json else tables.planned(planned)
-        against = None if against is None else lookup.find_run(store, against).id
+        against = None if against is None else lookup.find_run(store, against, whole=True).id
         if sequential:
             report, decided = _until_decided(model, asked, store, str(against))
         else:
