@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def steps() -> list[dict[str, Any]]:
     return found
 
 
+def settings() -> dict[str, str]:
+    """The job's environment on a pull request, where nobody typed any inputs."""
+    found: dict[str, str] = workflow()["jobs"]["gate"]["env"]
+    return {name: re.sub(r"\$\{\{ inputs\.\w+ \|\| '([^']*)' \}\}", r"\1", value) for name, value in found.items()}
+
+
 def run_gate_step(home: Path, **env: str) -> tuple[int, str, str, str]:
     """The workflow's gate step under bash as a runner starts it: (exit code, summary, outputs, log)."""
     (step,) = [each for each in steps() if each.get("id") == "gate"]
@@ -52,7 +59,7 @@ def run_gate_step(home: Path, **env: str) -> tuple[int, str, str, str]:
     for each in files.values():
         each.write_text("")
     here = Path(sys.executable).parent
-    given = workflow()["jobs"]["gate"]["env"] | {name: str(path) for name, path in files.items()} | env
+    given = settings() | {name: str(path) for name, path in files.items()} | env
     done = subprocess.run(
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
         env=os.environ | {"PATH": f"{here}{os.pathsep}{os.environ['PATH']}"} | given,
@@ -76,12 +83,59 @@ def test_what_people_type_into_the_workflow_is_no_part_of_its_scripts() -> None:
     assert not any("${{" in step.get("run", "") for step in steps())
 
 
+def test_only_the_candidate_is_taken_from_the_pull_request() -> None:
+    base, proposed = (each["with"] for each in steps() if each.get("uses", "").startswith("actions/checkout@"))
+    assert base["ref"] == "${{ github.event.pull_request.base.sha || github.sha }}" and "path" not in base
+    assert proposed["path"] == "proposed" and "ref" not in proposed
+    assert {name for name, value in settings().items() if value.startswith("proposed/")} == {"CANDIDATE"}
+    assert "pull_request_target" not in workflow()[True]
+
+
+def test_a_pull_request_cannot_loosen_the_gate_that_it_goes_through(home: Path) -> None:
+    (home / "policy.yaml").write_text(POLICY)
+    (home / "results").mkdir()
+    output(home / "results/champion", OLD)
+    (home / "proposed/results").mkdir(parents=True)
+    (home / "proposed/policy.yaml").write_text(POLICY.replace("0.05", "0.99"))
+    output(home / "proposed/results/candidate", ALIKE)
+    output(home / "proposed/results/champion", WORSE)
+    assert run_gate_step(home)[2] == "verdict=inconclusive\n"
+    loose = {"POLICY": "proposed/policy.yaml", "CHAMPION": "proposed/results/champion"}
+    assert run_gate_step(home, **loose)[2] == "verdict=promote\n"  # what it would have got by its own
+
+
+def test_each_command_of_the_workflow_exists_with_the_options_that_it_is_given(call: Call) -> None:
+    scripts = "\n".join(each["run"] for each in steps() if "run" in each).replace("\\\n", " ")
+    commands = re.findall(r"^\s*rlhf-bench (\w+)(.*)$", scripts, re.MULTILINE)
+    assert [name for name, _ in commands] == ["gate"]
+    for name, rest in commands:
+        known = call(name, "--help").out
+        options = re.findall(r"(?<![\w-])--[\w-]+", rest)
+        assert set(options) == {"--policy", "--anchor", "--markdown"}
+        assert all(re.search(rf"(?<![\w-]){option}(?![\w-])", known) for option in options)
+    installed = re.findall(r"python -m pip install (\S+)", scripts)
+    assert installed == [tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]]
+
+
+@pytest.mark.parametrize(("first", "code"), [(OLD, 0), ([True] * N, 1)])
+def test_the_workflows_anchor_is_held_against_where_one_is_named(home: Path, first: list[bool], code: int) -> None:
+    (home / "policy.yaml").write_text(POLICY)
+    (home / "results").mkdir()
+    for place, scores in (("champion", OLD), ("first one", first)):
+        output(home / "results" / place, scores)
+    (home / "proposed/results").mkdir(parents=True)
+    output(home / "proposed/results/candidate", BETTER)
+    done, summary, _, log = run_gate_step(home, ANCHOR="results/first one")
+    assert done == code, log
+    assert ("anchor" in summary) == (code == 1)
+
+
 @pytest.mark.parametrize(
     ("new", "code", "verdict", "said"),
     [
         (WORSE, 1, "reject", "::error title=gate::rejected"),
         (ALIKE, 3, "inconclusive", "::warning title=gate::inconclusive"),
-        (None, 2, "error", "::error title=gate::error: there is no results/candidate"),
+        (None, 2, "error", "::error title=gate::error: there is no proposed/results/candidate"),
     ],
 )
 def test_the_workflows_gate_maps_verdicts_on_files_and_writes_the_table(
@@ -91,14 +145,14 @@ def test_the_workflows_gate_maps_verdicts_on_files_and_writes_the_table(
     (home / "policy.yaml").write_text(POLICY)
     output(home / "results/champion", OLD)
     if new is not None:
-        output(home / "results/candidate", new)
-    names = {"CANDIDATE": "results/candidate", "CHAMPION": "results/champion"}
-    done, summary, outputs, log = run_gate_step(home, **names)
+        (home / "proposed/results").mkdir(parents=True)
+        output(home / "proposed/results/candidate", new)
+    done, summary, outputs, log = run_gate_step(home)
     assert done == code, log
     assert outputs == f"verdict={verdict}\n"
     assert log.startswith(said)
     if new is None:
-        assert summary.startswith("error: there is no results/candidate")
+        assert summary.startswith("error: there is no proposed/results/candidate")
     else:
         assert verdict in summary.splitlines()[0]
         assert re.search(r"^\| target \| gsm8k [^|]*\|", summary, re.MULTILINE)
