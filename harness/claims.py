@@ -31,6 +31,8 @@ from rlhf_bench.harness.types import Figure, Record, Sample
 NO_EVIDENCE = Evidence(-1.0, 1.0, 1.0, 1.0)
 STOPPED = "sequential"
 """The entry of a manifest that says how far a run was asked that was to stop early (sequential.Stopping.design)."""
+HIGHER = "higher_is_better"
+"""The entry of a manifest of files that say which metrics are better when higher: {benchmark: {metric: bool}}."""
 _MANIFEST = ("protocol_digest", "judge_identity", "benchmarks")
 Figures = Mapping[str, Mapping[str, Figure]]
 NO_FIGURES: Figures = MappingProxyType({})
@@ -51,9 +53,9 @@ class RunData:
     """What the gate reads of one run: whose answers, under which conditions, with which scores.
 
     `manifest` holds "protocol_digest", "judge_identity" and "benchmarks" ({name: {"version", "metric", "kind"}}), and
-    may hold "protocol" and "engine"; UserError where one of the first is missing: nothing could be shown to compare.
-    `figures` are the metrics that are no means over samples, by benchmark and name; `parity` is what is known of how
-    engines agree.
+    may hold "protocol", "engine" and `HIGHER`; UserError where one of the first three is missing: nothing could be
+    shown to compare. `figures` are the metrics that are no means over samples, by benchmark and name; `parity` is what
+    is known of how engines agree.
     """
 
     run_id: str
@@ -145,6 +147,23 @@ def require_whole(run: RunData) -> None:
         )
 
 
+def require_known(policy: Policy, run: RunData, *, means: bool = False) -> None:
+    """Raise UnknownName for a benchmark, metric or stratum of a policy that this run lacks; with `means` UserError for
+    a metric that is no mean over samples."""
+    for name in policy.benchmarks:
+        if name not in run.benchmarks:
+            about = f"Policy '{policy.name}' asks for it."
+            raise UnknownName(f"benchmark in run {run.run_id}", name, run.benchmarks, about)
+    for rule in (*policy.targets, *policy.guards):
+        for part in rule.parts:
+            if _paired(part, run, run).figure is not None and means:
+                raise _no_mean(part.metric, part.benchmark)
+
+
+def _no_mean(metric: str, label: str) -> UserError:
+    return UserError(f"{metric} of {label} is no mean over samples, so no e-process bets on it: leave out --peek")
+
+
 def place(salt: str, sample: Sample) -> str:
     """Where a sample stands in the order that `salt` registers; those of one cluster stand together."""
     own = sample_digest(sample)
@@ -221,13 +240,14 @@ def _paired(part: Part, candidate: RunData, rival: RunData) -> _Paired:
     ours, theirs = (_in_strata(part, run) for run in (candidate, rival))
     pairs = pair(ours, theirs, benchmark=name, metric=facts["metric"] if figure else part.metric)
     if pairs.unpaired:
+        count = len(pairs.unpaired)
         raise UserError(
-            f"'{name}': {len(pairs.unpaired)} samples are in only one of the runs {candidate.run_id} and "
+            f"'{name}': {count} sample{'s are' if count > 1 else ' is'} in only one of the runs {candidate.run_id} and "
             f"{rival.run_id} ('{pairs.unpaired[0]}' first): run both with the same limit"
         )
     first = pairs.records[0][0].completions
     generated = bool(first) and first[0].logprob is None
-    return _Paired(pairs, figure, figure is None and _is_binary(part, candidate, pairs), generated)
+    return _Paired(pairs, figure, figure is None and _is_binary(part, (candidate, rival), pairs), generated)
 
 
 def _in_strata(part: Part, run: RunData) -> Sequence[Record]:
@@ -241,12 +261,15 @@ def _in_strata(part: Part, run: RunData) -> Sequence[Record]:
     return [record for record in records if record.sample.tags.get("stratum") in part.strata]
 
 
-def _is_binary(part: Part, run: RunData, pairs: Pairs) -> bool:
-    """By the benchmark's declared kind for its own metric, and for its other metrics by what their values look like."""
+def _is_binary(part: Part, runs: tuple[RunData, RunData], pairs: Pairs) -> bool:
+    """By the kind that both runs declare of the benchmark's own metric (files know it by their values alone, and these
+    may all be 0 or 1 by chance), and of its other metrics by what their values look like."""
+    run = runs[0]
     facts = run.benchmarks[part.benchmark]
     if part.metric == facts["metric"]:
-        require_kind(pairs, facts["kind"], part.benchmark)
-        return bool(facts["kind"] == "binary")
+        binary = all(each.benchmarks[part.benchmark]["kind"] == "binary" for each in runs)
+        require_kind(pairs, "binary" if binary else "continuous", part.benchmark)
+        return binary
     others = {name for both in pairs.records for record in both for name in record.score.also}
     if part.metric not in others:
         known = {facts["metric"], *others, *run.figures.get(part.benchmark, {})}
@@ -319,9 +342,7 @@ def _weigh(
     bounded = not any(each.figure for each in paired)
     if level.order:
         if not bounded:
-            raise UserError(
-                f"{claim.metric} of {claim.label} is no mean over samples, so no e-process bets on it: leave out --peek"
-            )
+            raise _no_mean(claim.metric, claim.label)
         places = [place(level.order, mine.sample) for each in paired for mine, _ in each.pairs.records]
         together = [where.split()[0] for where in places] if clusters else places
         sums, sizes = by_cluster(d, together)

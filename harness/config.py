@@ -130,14 +130,18 @@ def _explain(cls: type[Config], given: str, overridden: Mapping[str, str], error
         return f"{source}: key '{key}' is missing{rest}"
     allowed = first["msg"].removeprefix("Value error, ")
     allowed = re.sub(r"^Input should (be|have)", r"it must \1", allowed)
-    allowed = re.sub(r"^\w+ should have (.*) after validation, not .*$", r"it must have \1", allowed)
+    allowed = re.sub(r"^\w+ should have (.*?)(?: after validation, not .*)?$", r"it must have \1", allowed)
+    allowed = re.sub(r"valid tuple$", "list", re.sub(r"valid dictionary(?: or instance of \w+)?", "mapping", allowed))
     if not key:
         return f"{source}: {allowed}{rest}"
     return f"{source}: key '{key}' is {_shown(first['input'])}: {allowed}{rest}"
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except ValueError:  # a YAML alias inside what it stands for
+        text = "a value that holds itself"
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 

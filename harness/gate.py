@@ -20,10 +20,11 @@ never disagree. Every ungraded pair counts at its worst, against whichever claim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from rlhf_bench.harness.claims import Finding, Level, RunData, claims, find
+from rlhf_bench.harness.claims import HIGHER, Finding, Level, RunData, claims, find
 from rlhf_bench.harness.errors import UnknownName, UserError
 from rlhf_bench.harness.parity import unshown
 from rlhf_bench.harness.policy import Policy, Sentinel
@@ -32,7 +33,7 @@ from rlhf_bench.harness.stats import holm, samples_to_decide
 from rlhf_bench.harness.stats.planning import repeats_to_decide
 from rlhf_bench.harness.types import Check, Outcome, Verdict
 
-__all__ = ["RunData", "gate", "require_comparable"]
+__all__ = ["RunData", "gate", "require_comparable", "rivals_of"]
 
 
 def gate(
@@ -54,7 +55,7 @@ def gate(
     run has, or wants an anchor that is not given.
     """
     alpha = policy.alpha if alpha is None else alpha
-    rivals = _rivals(policy, candidate, champion, anchor)
+    rivals = rivals_of(policy, candidate, champion, anchor)
     warnings = _across_engines(policy, candidate, rivals)
     findings = [
         find(
@@ -97,7 +98,7 @@ def require_comparable(one: RunData, other: RunData, benchmarks: Iterable[str] =
     for benchmark in benchmarks:
         if benchmark in one.benchmarks and benchmark in other.benchmarks:
             ours, theirs = one.benchmarks[benchmark], other.benchmarks[benchmark]
-            fields += [(f"{k} of '{benchmark}'", ours.get(k), theirs.get(k)) for k in ("version", "metric", "kind")]
+            fields += [(f"{k} of '{benchmark}'", ours.get(k), theirs.get(k)) for k in ("version", "metric")]
     for field, ours, theirs in fields:
         if ours != theirs:
             raise UserError(
@@ -106,7 +107,8 @@ def require_comparable(one: RunData, other: RunData, benchmarks: Iterable[str] =
             )
 
 
-def _rivals(policy: Policy, candidate: RunData, champion: RunData, anchor: RunData | None) -> dict[str, RunData]:
+def rivals_of(policy: Policy, candidate: RunData, champion: RunData, anchor: RunData | None) -> dict[str, RunData]:
+    """The runs that guards are held against, by their role. Raises UserError as `gate` where the question is wrong."""
     rivals = {"champion": champion}
     if candidate.checkpoint == champion.checkpoint:
         raise UserError(f"the candidate is the champion ({_short(champion.checkpoint)}): there is nothing to decide")
@@ -120,11 +122,26 @@ def _rivals(policy: Policy, candidate: RunData, champion: RunData, anchor: RunDa
             rivals["anchor"] = anchor
     for rival in rivals.values():
         require_comparable(candidate, rival, policy.benchmarks)
+    _require_directions(policy, candidate)
     known = {name for run in (candidate, *rivals.values()) for name in run.benchmarks}
     for name in policy.benchmarks:
         if name not in known:
             raise UnknownName("benchmark in these runs", name, known, f"Policy '{policy.name}' asks for it.")
     return rivals
+
+
+def _require_directions(policy: Policy, candidate: RunData) -> None:
+    """Raise UserError where a rule takes for better what the run says is worse."""
+    said = candidate.manifest.get(HIGHER, {})
+    for rule in (*policy.targets, *policy.guards):
+        for part in rule.parts:
+            higher = said.get(part.benchmark, {}).get(part.metric)
+            if higher is not None and higher != (rule.direction == "higher"):
+                more, direction = ("more", "higher") if higher else ("less", "lower")
+                raise UserError(
+                    f"run {candidate.run_id} says that {more} {part.metric} of '{part.benchmark}' is better, and "
+                    f"policy '{policy.name}' the contrary: write `direction: {direction}`"
+                )
 
 
 def _across_engines(policy: Policy, candidate: RunData, rivals: Mapping[str, RunData]) -> list[str]:
@@ -173,8 +190,8 @@ def _check(finding: Finding, p_above: float, p_below: float) -> Check:
         role=claim.role,
         metric=claim.metric,
         difference=finding.difference,
-        low=low if known else None,
-        high=high if known else None,
+        low=low if known and math.isfinite(low) else None,
+        high=high if known and math.isfinite(high) else None,
         margin=claim.margin,
         p=p_above if known else None,
         outcome=outcome,
@@ -229,7 +246,9 @@ def _sentence(finding: Finding, p: float, outcome: str) -> str:
         ("guard", "fail"): f"margin {margin}: shown to lose more",
         ("guard", "undecided"): f"margin {margin}: not shown to be worse, not shown to be safe",
     }[claim.role, outcome]
-    facts = f"{100 * (1 - 2 * finding.level.alpha):.3g}% interval {_points(low)} to {_points(high)}"
+    facts = "no interval: too little varies among them"
+    if math.isfinite(high - low):
+        facts = f"{100 * (1 - 2 * finding.level.alpha):.3g}% interval {_points(low)} to {_points(high)}"
     facts += f", p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}" if claim.role == "target" and outcome != "fail" else ""
     facts += f", {finding.ungraded} ungraded counted at their worst" if finding.ungraded else ""
     more = f"; {_what_would_decide(finding)}" if outcome == "undecided" else ""
@@ -254,6 +273,8 @@ def _what_would_decide(finding: Finding) -> str:
     distance = abs((finding.difference or 0.0) - finding.claim.threshold)
     needed = samples_to_decide(low, high, finding.items, distance, finding.level.alpha)
     first = f"grade the {finding.ungraded} ungraded first; " if finding.ungraded else ""
+    if not math.isfinite(high - low):
+        return f"{first}more samples are needed, and these do not tell how many"
     if needed - finding.items > 1_000_000:
         return f"{first}with so small a difference no number of samples is likely to decide"
     more = f"{first}about {max(1, round(needed - finding.items))} more samples would decide"
@@ -267,5 +288,5 @@ def _points(value: float) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = "empty" if value == "" else str(value)
     return f"{text[:12]}…" if len(text) > 40 else text

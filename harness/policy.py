@@ -44,6 +44,7 @@ def _fraction(value: float) -> float:
 
 
 Fraction = Annotated[float, AfterValidator(_fraction)]
+Stratum = Annotated[str, Field(min_length=1)]
 
 
 class Part(Config):
@@ -51,7 +52,7 @@ class Part(Config):
 
     benchmark: str = Field(min_length=1)
     metric: str = Field(min_length=1)
-    strata: tuple[str, ...] = ()
+    strata: tuple[Stratum, ...] = ()
 
 
 class _Rule(Config):
@@ -60,7 +61,7 @@ class _Rule(Config):
     name: str = ""
     benchmark: str = ""
     metric: str = ""
-    strata: tuple[str, ...] = ()
+    strata: tuple[Stratum, ...] = ()
     pool: tuple[Part, ...] = ()
     direction: Literal["higher", "lower"] = "higher"
 
@@ -136,7 +137,7 @@ class Sentinel(Config):
 class Ledger(Config):
     """How decisions on the same samples share alpha: `planned` decisions alpha/planned each, else 6·alpha/(π²·t²)."""
 
-    planned: int | None = Field(None, ge=1)
+    planned: int | None = Field(None, ge=1, strict=True)
 
 
 class Halves(Config):

@@ -46,8 +46,8 @@ PACKAGES = ("torch", "transformers", "lm_eval", "trl", "numpy")
 class Until(Protocol):
     """How far a run goes: its samples look by look, and after each look which of them are still to be asked.
 
-    `registered` is what names the run, which `begin` is told the id of; `design` is all that fixes it from then on and,
-    after the last look, how far it went: it is part of the manifest.
+    `registered` is what names the run; `begin` is told the run's id and manifest before anything is asked. `design` is
+    all that fixes it from then on and, after the last look, how far it went: it is part of the manifest.
     """
 
     @property
@@ -56,7 +56,7 @@ class Until(Protocol):
     @property
     def design(self) -> Mapping[str, Any]: ...
 
-    def begin(self, run_id: str) -> None: ...
+    def begin(self, run_id: str, manifest: Mapping[str, Any]) -> None: ...
 
     def looks(self, samples: Mapping[str, Sequence[Sample]]) -> Iterator[Mapping[str, Sequence[Sample]]]:
         """The samples of each look, by benchmark; the next look's depend on what `look` was shown."""
@@ -97,7 +97,7 @@ def evaluate(
     manifest = _manifest(suite, samples, engine, protocol, judge, limit)
     key = digest([manifest[name] for name in KEYED_BY] + ([until.registered] if until else []))
     if until is not None:
-        until.begin(key[:10])
+        until.begin(key[:10], manifest)
         manifest["sequential"] = plain(dict(until.design))
     manifest |= plain(dict(manifest_extra))
     run = Run(

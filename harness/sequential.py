@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from rlhf_bench.harness.claims import STOPPED, Figures, Level, RunData, place, require_whole
-from rlhf_bench.harness.errors import LostRace, UserError
-from rlhf_bench.harness.gate import gate, require_comparable
+from rlhf_bench.harness.claims import STOPPED, Figures, Level, RunData, place, require_known, require_whole
+from rlhf_bench.harness.errors import LostRace, UnknownName, UserError
+from rlhf_bench.harness.gate import gate, rivals_of
 from rlhf_bench.harness.policy import Policy
 from rlhf_bench.harness.stats.sequential import DESIGN, Design, chance_decided
 from rlhf_bench.harness.types import Check, Sample, Verdict
@@ -34,7 +34,7 @@ class Stopping:
 
     `level` gives this decision's alpha for the run's id, as the ledger leaves it; without it that is `plan.alpha`.
     `went` says how far each benchmark was asked: (its last look, samples asked, samples there are). Raises UserError
-    for a policy in halves, and for a champion or anchor of which not every sample was asked.
+    for a policy in halves, and for a champion or anchor that was stopped early or lacks what the policy is about.
     """
 
     policy: Policy
@@ -55,6 +55,7 @@ class Stopping:
             )
         for rival in filter(None, (self.champion, self.anchor)):
             require_whole(rival)
+            require_known(self.policy, rival, means=self.plan.kind == "e_process")
 
     @property
     def registered(self) -> Mapping[str, Any]:
@@ -62,8 +63,15 @@ class Stopping:
         plan = {name: value for name, value in asdict(self.plan).items() if name != "alpha"}
         return {"policy": self.policy.digest, "against": self.champion.run_id, "plan": plan}
 
-    def begin(self, run_id: str) -> None:
-        """The run has this id: from here on its design is fixed. Raises UserError where no alpha is left for it."""
+    def begin(self, run_id: str, manifest: Mapping[str, Any]) -> None:
+        """The run has this id and manifest: from here on its design is fixed. Raises UserError, as the gate would at
+        its end, where the question is wrong, and where no alpha is left for it."""
+        run = RunData(run_id, manifest["checkpoint"], manifest, {})
+        for name in self.policy.benchmarks:
+            if name not in run.benchmarks:
+                about = f"Policy '{self.policy.name}' asks for it."
+                raise UnknownName("benchmark in this run", name, run.benchmarks, about)
+        rivals_of(self.policy, run, self.champion, self.anchor)
         if self.level is not None:
             self.plan = replace(self.plan, alpha=self.level(run_id))
 
@@ -97,9 +105,6 @@ class Stopping:
     def look(self, number: int, checkpoint: str, manifest: Mapping[str, Any], records: Mapping[str, Any]) -> None:
         """Decide which benchmarks are asked further, after this look."""
         run = RunData("(this run)", checkpoint, {**manifest, STOPPED: self.design}, records, self.figures)
-        if number == 1:
-            for rival in filter(None, (self.champion, self.anchor)):
-                require_comparable(run, rival, self.policy.benchmarks)
         levels, candidate, (champion, anchor) = stopped(self.policy, run, (self.champion, self.anchor), self.plan.alpha)
         assert champion is not None
         verdict = gate(self.policy, candidate, champion, anchor, alpha=self.plan.alpha, levels=levels)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rlhf_bench.harness.claims import HIGHER
 from rlhf_bench.harness.codec import digest, plain
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.estimates import estimates_of
@@ -21,7 +22,7 @@ class Made:
     """What files say of a run: whose answers, how asked, by whom judged, and what else a report tells of it.
 
     `checkpoint` identifies the model's state as far as the files can, and `identity` whatever answered; `judge` is the
-    judge as the files name it, None where none was asked.
+    judge as the files name it, None where none was asked. `higher`: which metrics they call better when higher.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Made:
     engine: Mapping[str, Any]
     source: Mapping[str, str]
     limit: Any = None
+    higher: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
 
 
 def recorded(name: str, facts: Mapping[str, Any]) -> Benchmark:
@@ -100,6 +102,7 @@ def _manifest(made: Made, benchmarks: Sequence[Benchmark], of: Mapping[str, Sequ
         },
         "judged": [each.name for each in benchmarks if each.judged],
         "limit": made.limit,
+        HIGHER: made.higher,
         "source": made.source,
         "created": datetime.now(UTC).isoformat(),
     }

@@ -5,10 +5,11 @@
 Whoever has such files of two models can compare and gate them here, with no model at hand. A document is a sample: what
 was asked are its arguments, so the documents of two runs pair where prompt, generation settings or choice, and target
 agree. A group whose tasks share their metric is one benchmark with a stratum for each task; other tasks stand alone.
-The score is the metric of our own table for a task that is in it, else the first that the file has; the others stand
-beside it. Shots and the task's version are the benchmark's version, template and system prompt the protocol, so that
-runs asked in another way are refused by name. A samples file without its results says neither: then both runs must be
-of such files, and what guards the comparison is that documents pair only where they were asked alike.
+The score is the metric of our own table for a task that is in it, else the first that the file has and does not call
+better when lower; the others stand beside it. Shots and the task's version are the benchmark's version, template and
+system prompt the protocol, so that runs asked in another way are refused by name. A samples file without its results
+says neither: then both runs must be of such files, and what guards the comparison is that documents pair only where
+they were asked alike.
 
 Files are other people's: sizes are bounded, nothing in them is run, and what is no number is no score.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class _Results(BaseModel):
     group_subtasks: dict[str, list[str]] = {}
     versions: dict[str, Any] = {}
     shots: dict[str, Any] = Field({}, alias="n-shot")
+    higher_is_better: dict[str, dict[str, bool | None]] = {}
     config: dict[str, Any] = {}
     model_name: str | None = None
     system_instruction: str | None = None
@@ -78,11 +80,14 @@ def read(path: Path, store: Store, name: str | None = None, *, apart: bool = Fal
     """
     output = _output(path)
     benchmarks, records = [], []
+    higher: dict[str, dict[str, bool]] = {}
     for title, tasks in _benchmarks(output.found):
         loaded = [record for task in tasks for record in _records(title, task, tasks, output)]
         benchmarks.append(_benchmark(title, tasks, output, loaded))
+        higher |= _higher(title, tasks[0], output.found)
         records += loaded
-    return keep(_made(output, records, name, apart or output.alone), benchmarks, records, store)
+    made = replace(_made(output, records, name, apart or output.alone), higher=higher)
+    return keep(made, benchmarks, records, store)
 
 
 def _output(path: Path) -> _Output:
@@ -163,7 +168,20 @@ def _primary(title: str, task: str, found: _Results) -> str:
         raise UserError(f"lm-eval's files have no metric of '{task}'")
     known = BENCHMARKS.get(_VARIANTS.get(title, title))
     wanted = (known.metric if "," in known.metric else f"{known.metric},none") if known else ""
-    return wanted if wanted in metrics else metrics[0]
+    rising = [each for each in metrics if _is_higher(task, each, found) is not False]
+    return wanted if wanted in metrics else [*rising, *metrics][0]
+
+
+def _is_higher(task: str, metric: str, found: _Results) -> bool | None:
+    """Whether the file says that more of "metric,filter" is better; None where it says nothing."""
+    return found.higher_is_better.get(task, {}).get(metric.rpartition(",")[0])
+
+
+def _higher(title: str, task: str, found: _Results) -> dict[str, dict[str, bool]]:
+    """{benchmark: {metric: whether more is better}}, of the metrics of which the file says it."""
+    said = {_short(metric): _is_higher(task, metric, found) for metric in _metrics(task, found)}
+    known = {metric: higher for metric, higher in said.items() if higher is not None}
+    return {title: known} if known else {}
 
 
 def _records(title: str, task: str, tasks: Sequence[str], output: _Output) -> Iterator[Record]:

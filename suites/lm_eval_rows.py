@@ -113,7 +113,8 @@ def first_error(error: ValidationError) -> str:
     """The first thing that is wrong, and where."""
     found = error.errors()[0]
     where = f"{'.'.join(map(str, found['loc']))}: " if found["loc"] else ""
-    return f"{where}{found['msg'][0].lower()}{found['msg'][1:]}"
+    said = found["msg"].partition(" or instance of ")[0]
+    return f"{where}{said[0].lower()}{said[1:]}"
 
 
 def _row(file: Path, number: int, line: bytes) -> _Row:

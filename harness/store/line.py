@@ -30,6 +30,8 @@ from rlhf_bench.harness.types import Checkpoint, Verdict
 T = TypeVar("T")
 CHUNK = 500
 """Keys in one query: well under every database's limit on parameters."""
+MOST_ROWS = 2**31
+"""PostgreSQL counts the verdicts in 32 bits."""
 
 
 class Line:
@@ -54,7 +56,7 @@ class Line:
     def verdict(self, number: int) -> StoredVerdict:
         """The verdict of this number. Raises UnknownName."""
         t = tables.verdicts
-        row = self._row(t.c.id, number, select(t))
+        row = self._row(t.c.id, number, select(t)) if 0 < number < MOST_ROWS else None
         if row is None:
             known = self._connection.execute(select(t.c.id)).scalars()
             raise UnknownName("verdict", str(number), map(str, known), "`rlhf-bench gate` makes one.")

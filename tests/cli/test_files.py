@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -141,7 +142,12 @@ def test_a_model_of_several_is_picked_after_a_colon(home: Path, store: Store) ->
     [
         ("nothing.json", None, "there is no"),
         ("nothing.json:model", None, "nothing.json: give"),
-        ("a.json", b"", "no result file"),
+        ("a.json", b"", "is empty, and no result file"),
+        ("samples_a.jsonl", b" \n\n", "is empty"),
+        ("samples_a.jsonl", gzip.compress(b'{"doc_id": 1, "resps": []}'), "is compressed: lm-eval's files"),
+        ("samples_a.jsonl.gz", gzip.compress(b'{"doc": 1}'), "unpack it first"),
+        ("samples_a.jsonl", b"null", "line 1: input should be a valid dictionary"),
+        (os.fsdecode(b"samples_\xff.jsonl"), b"{}", "a name that is no Unicode"),
         ("a.json", b"{", "no result file"),
         ("a.json", b'{"score": 1}', "no result file"),
         ("a.txt", b"hello", "no result file"),
@@ -167,7 +173,15 @@ def test_what_is_no_result_file_is_one_line(
         load(f"./{name}", store)
     assert says in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
+    assert "instance of" not in str(raised.value)
     assert store.runs() == []
+
+
+@pytest.mark.parametrize("name", ["pipe.json", "samples_pipe.jsonl", "pipe.csv"])
+def test_a_pipe_is_refused_and_not_waited_for(home: Path, store: Store, name: str) -> None:
+    os.mkfifo(home / name)
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        load(f"./{name}", store)
 
 
 FACTS = {
@@ -214,7 +228,7 @@ def test_options_make_a_policy_with_each_benchmarks_own_metric() -> None:
         (["alpaca_eva"], ["gsm8k=0.02"], 0.05, "Did you mean 'alpaca_eval'?"),
         (["alpaca_eval"], ["gsm9k=0.02"], 0.05, "Did you mean 'gsm8k'?"),
         (["alpaca_eval"], ["gsm8k=0.02", "gsm8k=0.03"], 0.05, "is a guard 2 times"),
-        (["gsm8k"], ["gsm8k=0.02"], 0.05, "is a target and a guard"),
+        (["gsm8k"], ["gsm8k=0.02"], 0.05, "these --target and --guard: exact_match,flexible-extract of 'gsm8k' is a"),
         (["alpaca_eval"], ["gsm8k=0.02"], 0.6, "--alpha 0.6"),
         (["alpaca_eval"], ["gsm8k=0.02"], 0.0, "--alpha 0"),
         ([""], ["gsm8k=0.02"], 0.05, "no benchmark"),
@@ -304,3 +318,103 @@ def test_ungraded_rows_never_promote(home: Path, call: Call) -> None:
     done = call("gate", new, old, *ALPACA, "--json")
     assert (done.code, done.json["verdict"]) == (3, "inconclusive")
     assert "20 of 200 pairs are ungraded" in done.json["reasons"][0]
+
+
+def folder_of(home: Path, name: str, biased: Sequence[float], accuracy: Sequence[float], **more: Any) -> str:
+    """lm-eval's output of a task with two metrics, of which less of the first is better."""
+    folder = home / name
+    folder.mkdir()
+    lines = [
+        {
+            "doc_id": n,
+            "doc": {},
+            "target": "t",
+            "arguments": [[f"Q {n}", " a"]],
+            "resps": [[["-1.0", "True"]]],
+            "bias": bias,
+            "acc": acc,
+        }
+        for n, (bias, acc) in enumerate(zip(biased, accuracy, strict=True))
+    ]
+    (folder / "samples_pairs_2026.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = {"results": {"pairs": {"bias,none": 0.5, "acc,none": 0.5}}, "model_name": name, **more}
+    (folder / "results_2026.json").write_text(json.dumps(found))
+    return f"./{name}"
+
+
+SAID = {"higher_is_better": {"pairs": {"bias": False, "acc": True}}}
+
+
+def test_what_a_file_says_is_better_when_lower_is_never_promoted_for_rising(home: Path, call: Call) -> None:
+    less, more, same = [0.0] * 150 + [1.0] * 50, [0.0] * 50 + [1.0] * 150, [1.0, 0.0] * 100
+    fair, biased = (folder_of(home, name, bias, same, **SAID) for name, bias in (("fair", less), ("biased", more)))
+    options = ("--target", "pairs:bias", "--guard", "pairs=0.1")
+    assert call("gate", fair, biased, *options, "--json").json["verdict"] == "promote"
+    assert call("gate", biased, fair, *options, "--json").json["verdict"] == "reject"
+    (home / "p.yaml").write_text(
+        "name: p\ntargets: [{benchmark: pairs, metric: bias}]\nguards: [{benchmark: pairs, metric: acc, margin: 0.1}]\n"
+    )
+    done = call("gate", biased, fair, "--policy", "p.yaml")
+    assert done.code == 2
+    assert done.one_line.endswith(
+        "that less bias of 'pairs' is better, and policy 'p' the contrary: write `direction: lower`"
+    )
+    cell = call("compare", biased, fair, "-m", "bias", "--json").json["metrics"]["pairs"]["bias"][0]
+    assert (cell["shown"], cell["direction"]) == ("better", "lower")
+
+
+def test_the_score_is_a_metric_that_is_better_when_higher_where_there_is_one(home: Path, store: Store) -> None:
+    values = [1.0, 0.0] * 10
+    for name, said, metric in (("told", SAID, "acc"), ("untold", {}, "bias")):
+        run = store.run(load(folder_of(home, name, values, values, **said), store))
+        assert run.manifest["benchmarks"]["pairs"]["metric"] == metric
+
+
+def test_values_that_are_all_whole_in_one_file_compare_with_others(home: Path, call: Call) -> None:
+    half = [0.5] * 4 + [1.0, 0.0] * 98
+    whole, broken = (
+        folder_of(home, name, v, [1.0] * 200) for name, v in (("w", [1.0] * 190 + [0.0] * 10), ("b", half))
+    )
+    for new, old in ((whole, broken), (broken, whole)):
+        done = call("gate", new, old, "--target", "pairs", "--guard", "pairs:acc=0.1", "--json")
+        assert done.json["verdict"] == ("promote" if new == whole else "reject")
+        (cell,) = call("compare", old, new, "--json").json["comparisons"]["pairs"]
+        assert (cell["kind"], cell["shown"]) == ("continuous", "better" if new == whole else "worse")
+
+
+def test_an_anchor_that_changes_nothing_is_refused(home: Path, call: Call) -> None:
+    new, old = (str(annotations(home / f"{name}.json", share, name)) for name, share in (("new", 0.6), ("old", 0.3)))
+    options = ("--target", "alpaca_eval", "--guard", "alpaca_eval:discrete_win_rate=0.05")
+    assert call("gate", new, old, *options, "--anchor", old).code == 0
+    own = call("gate", new, old, *options, "--anchor", new)
+    assert (own.code, "holds the candidate's own results" in own.one_line) == (2, True)
+    (home / "p.yaml").write_text(
+        "name: p\nagainst_anchor: false\ntargets: [{benchmark: alpaca_eval, metric: win_rate}]\n"
+        "guards: [{benchmark: alpaca_eval, metric: discrete_win_rate, margin: 0.05}]\n"
+    )
+    ignored = call("gate", new, old, "--policy", "p.yaml", "--anchor", old)
+    assert (ignored.code, "against_anchor: false" in ignored.one_line) == (2, True)
+
+
+def test_a_metric_that_is_no_mean_and_does_not_vary_is_stored_as_undecided(home: Path, call: Call) -> None:
+    for name in ("new", "old"):
+        path = annotations(home / f"{name}.json", 0.5, name)
+        assert call("runs", "import", str(path), "--name", name).code == 0
+    done = call(
+        "gate", "latest", "latest~1", "--target", "alpaca_eval", "--guard", "alpaca_eval:discrete_win_rate=0.05"
+    )
+    assert done.code == 3
+    again = call(
+        "gate",
+        "latest",
+        "latest~1",
+        "--target",
+        "alpaca_eval",
+        "--guard",
+        "alpaca_eval:discrete_win_rate=0.05",
+        "--json",
+    ).json
+    guard = again["checks"][1]
+    assert (again["id"], guard["low"], guard["high"], guard["outcome"]) == (1, None, None, "undecided")
+    assert "on 200 pairs (no interval: too little varies among them), margin 5" in guard["reason"]
+    assert guard["reason"].endswith("more samples are needed, and these do not tell how many")

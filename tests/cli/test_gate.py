@@ -80,7 +80,12 @@ def test_a_champion_without_a_run_says_what_to_type(call: Call, line: Line, poli
 
 @pytest.mark.parametrize(
     ("given", "says"),
-    [("demoo", "Did you mean 'demo'"), ("nothere.yaml", "nothere.yaml"), ("demo", "demo-chat")],
+    [
+        ("demoo", "Did you mean 'demo'"),
+        ("nothere.yaml", "nothere.yaml"),
+        ("demo", "demo-chat"),
+        ("x" * 5000, "no policy named 'xxx"),
+    ],
 )
 def test_a_policy_that_does_not_fit_is_one_line(call: Call, line: Line, given: str, says: str) -> None:
     done = call("gate", "better", "champion", "--policy", given)

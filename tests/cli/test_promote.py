@@ -115,3 +115,11 @@ def test_a_first_champion_is_set_only_where_there_is_none(call: Call, line: Line
     done = call("promote", "--first", "better")
     assert done.code == 2
     assert "rlhf-bench gate" in done.one_line
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "2147483648", "9" * 30])
+def test_a_number_that_no_verdict_can_have_is_one_line(call: Call, line: Line, policy: str, number: str) -> None:
+    assert call("gate", "worse", "--policy", policy).code == 1
+    done = call("promote", "--verdict", number)
+    assert done.code == 2
+    assert done.one_line.startswith(f"error: no verdict named '{number}'. ")

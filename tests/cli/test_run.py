@@ -96,6 +96,30 @@ def test_a_run_stops_once_the_gate_against_the_champion_is_decided(call: Call, h
     assert (gated["id"], gated["verdict"], gated["alpha_spent"]) == (1, "promote", 0.05)
 
 
+@pytest.mark.parametrize(
+    ("suite", "model", "changed", "says"),
+    [
+        ("demo-arithmetic", "oracle", ("", ""), "no benchmark in this run named 'demo-four-way'"),
+        ("demo-arithmetic,demo-four-way", "empty", ("", ""), "the candidate is the champion"),
+        ("demo-arithmetic,demo-four-way", "oracle", ("acc_norm", "acc_nor"), "Did you mean 'acc_norm'?"),
+        ("demo-arithmetic,demo-four-way", "oracle", ("demo-four-way", "gsm8k"), "Policy 'stop' asks for it."),
+        ("demo-arithmetic,demo-four-way", "oracle", ("acc_norm", "acc_norm, strata: [a]"), "no stratum of"),
+    ],
+)
+def test_a_sequential_run_that_could_never_be_decided_is_refused_before_anything_is_asked(
+    call: Call, home: Path, store: Store, suite: str, model: str, changed: tuple[str, str], says: str
+) -> None:
+    (home / "stop.yaml").write_text(STOP.replace(*changed))
+    whole = ("--suite", "demo-arithmetic,demo-four-way")
+    old = call("run", *whole, "-m", "scripted:empty", "-L", "20", "--json").json["run_id"]
+    command = ("run", "--suite", suite, "-m", f"scripted:{model}", "-L", "20", "--against", old, "--sequential")
+    done = call(*command, "--policy", "stop.yaml")
+    assert done.code == 2
+    assert says in done.one_line  # no answers were counted above it
+    assert [run.id for run in store.runs()] == [old]
+    assert store.verdicts() == []
+
+
 def test_the_same_sequential_command_again_is_the_same_run_and_spends_nothing(call: Call, home: Path) -> None:
     (home / "stop.yaml").write_text(STOP.replace("ledger: none", "ledger: open"))
     suite = ("--suite", "demo-arithmetic,demo-four-way")

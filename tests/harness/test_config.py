@@ -166,3 +166,7 @@ def test_the_schema_names_every_key() -> None:
     found = json.loads(schema(Recipe))
     assert found["properties"].keys() == Recipe.model_fields.keys()
     assert found["additionalProperties"] is False
+
+
+def test_a_value_that_holds_itself_is_refused_in_one_line(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "name: &a [*a]").startswith("recipe.yaml: key 'name' is a value that holds itself")

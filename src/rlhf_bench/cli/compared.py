@@ -6,7 +6,7 @@ runs ─► pairs with the base's, benchmark by benchmark ─► Row: a Contrast
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlhf_bench.harness.errors import UnknownName, UserError
@@ -103,7 +103,7 @@ def compared(base: Source, others: Sequence[Source], choice: Choice) -> Compared
     runs = tuple(each.run for each in others)
     parts = []
     for name in names:
-        own = base.run.manifest["benchmarks"][name]
+        own = _own(name, (base.run, *runs))
         known: dict[str, Sample] = {}
         old = base.store.records(base.run.id, name, known)
         pairs = [_pairs(name, own["metric"], old, each, known) for each in others]
@@ -131,6 +131,20 @@ def _across_engines(base: Run, runs: Sequence[Run]) -> Iterator[str]:
             yield f"{base.id} and {run.id}: {why}"
 
 
+def _own(name: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """The benchmark's metric, its kind, which files know by their values alone and so by all of them, and those of its
+    metrics of which the runs say that less is better."""
+    from rlhf_bench.harness.claims import HIGHER
+
+    known = [run.manifest["benchmarks"][name] for run in runs if name in run.manifest["benchmarks"]]
+    said = [run.manifest.get(HIGHER, {}).get(name, {}) for run in runs]
+    return {
+        "metric": known[0]["metric"],
+        "kind": "binary" if all(facts["kind"] == "binary" for facts in known) else "continuous",
+        "lower": sorted({metric for each in said for metric, higher in each.items() if not higher}),
+    }
+
+
 class _Part(NamedTuple):
     """What was found of one benchmark: also every metric that it has, and why one that was named is not among the
     rows."""
@@ -149,6 +163,7 @@ def _part(
     from rlhf_bench import suites
     from rlhf_bench.harness.compare import Measure, by_stratum, contrast, macro_average
 
+    choice = replace(choice, lower=(*choice.lower, *own["lower"]))
     measure = Measure(name, own["metric"], own["kind"], choice.direction(own["metric"]))
     cells = tuple(None if each is None else contrast(each, measure) for each in pairs)
     rows, notes, failed = [Row(name, measure.metric, cells)], list(_unpaired(name, cells, runs)), []

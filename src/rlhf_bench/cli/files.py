@@ -65,6 +65,10 @@ def read(text: str, store: Store, name: str | None = None, *, apart: bool = Fals
     from rlhf_bench.suites.annotations import read as read_annotations
 
     path, model = _parted(text)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # os.fsdecode's way to keep bytes that are none
+        raise UserError(f"{path} has a name that is no Unicode: rename it") from None
     if _kind(path) == "annotations":
         return read_annotations(path, store, model=model, name=name)
     if model is not None:
@@ -73,25 +77,37 @@ def read(text: str, store: Store, name: str | None = None, *, apart: bool = Fals
 
 
 def inline_policy(
-    targets: Sequence[str], guards: Sequence[str], alpha: float, benchmarks: Mapping[str, Mapping[str, Any]]
+    targets: Sequence[str],
+    guards: Sequence[str],
+    alpha: float,
+    benchmarks: Mapping[str, Mapping[str, Any]],
+    higher: Mapping[str, Mapping[str, bool]] = {},
 ) -> Policy:
     """The policy of `--target BENCHMARK[:METRIC][=MIN_EFFECT]` and `--guard BENCHMARK[:METRIC]=MARGIN`.
 
-    `benchmarks` are the candidate's (RunData.benchmarks): a metric that is not named is the benchmark's own. A decision
-    has `alpha` to itself, as with no store there is no ledger. Raises UserError, one line with the option.
+    `benchmarks` are the candidate's (RunData.benchmarks): a metric that is not named is the benchmark's own. `higher`
+    says which metrics are better when higher, where files do (claims.HIGHER); others are. A decision has `alpha` to
+    itself, as with no store there is no ledger. Raises UserError, one line with the option.
     """
     from rlhf_bench.harness.policy import Guard, Policy, Target
 
     if not targets or not guards:
         what, form = ("guard", "BENCHMARK=MARGIN") if targets else ("target", "BENCHMARK")
         raise UserError(f"no --{what}: a gate needs a target and a guard; add --{what} {form}, or name a --policy")
-    improve = [_rule(Target, f"--target {each}", each, "min_effect", benchmarks) for each in targets]
-    keep = [_rule(Guard, f"--guard {each}", each, "margin", benchmarks) for each in guards]
+    improve = [_rule(Target, f"--target {each}", each, "min_effect", benchmarks, higher) for each in targets]
+    keep = [_rule(Guard, f"--guard {each}", each, "margin", benchmarks, higher) for each in guards]
     given = {"name": "inline", "alpha": alpha, "ledger": "none", "targets": improve, "guards": keep}
-    return _checked(Policy, f"--alpha {alpha:g} with these targets and guards", given)
+    return _checked(Policy, "these --target and --guard" if 0 < alpha <= 0.25 else f"--alpha {alpha:g}", given)
 
 
-def _rule(cls: type[C], option: str, text: str, key: str, benchmarks: Mapping[str, Mapping[str, Any]]) -> C:
+def _rule(
+    cls: type[C],
+    option: str,
+    text: str,
+    key: str,
+    benchmarks: Mapping[str, Mapping[str, Any]],
+    higher: Mapping[str, Mapping[str, bool]],
+) -> C:
     """The target or guard of an option's text; `key` is what its number is."""
     rest, equals, number = text.rpartition("=") if "=" in text else (text, "", "")
     name, _, metric = (rest, "", "") if rest in benchmarks else rest.partition(":")
@@ -100,6 +116,8 @@ def _rule(cls: type[C], option: str, text: str, key: str, benchmarks: Mapping[st
     if not equals and key == "margin":
         raise UserError(f"{option}: no margin: --guard {rest}=0.02 lets it lose less than two points")
     given: dict[str, Any] = {"benchmark": name, "metric": metric or benchmarks[name]["metric"]}
+    if not higher.get(name, {}).get(given["metric"], True):
+        given["direction"] = "lower"
     return _checked(cls, option, given | ({key: _fraction(option, number)} if equals else {}))
 
 
@@ -142,23 +160,29 @@ def _kind(path: Path) -> Kind:
         return "lm-eval"
     if not os.path.exists(path):
         raise UserError(f"there is no {path}: give {ACCEPTED}")
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is a pipe or a device, which can be read only once: write it to a file first")
     if re.search(r"\.csv(\.gz)?$", path.name):
         return "annotations"
-    start = _start(path)
+    start, zipped = _start(path)
+    if not start:
+        raise UserError(f"{path} is empty, and no result file: give {ACCEPTED}")
     if start.startswith("["):
         return "annotations"
-    first = _object(start)
-    if {"doc_id", "resps"} <= first.keys() or re.match(r"samples_.*\.jsonl$", path.name):
+    first, name = _object(start), path.name.removesuffix(".gz")
+    ours = {"preference", "generator_2"} & first.keys()
+    says = {"doc_id", "resps"} <= first.keys() or "results" in first or re.match(r'\{\s*"results"\s*:', start)
+    if says or (not ours and re.match(r"samples_.*\.jsonl$|results_.*\.json$", name)):
+        if zipped:
+            raise UserError(f"{path} is compressed: lm-eval's files are read as it wrote them, so unpack it first")
         return "lm-eval"
-    if {"preference", "generator_2"} & first.keys():
+    if ours:
         return "annotations"
-    if "results" in first or re.match(r'\{\s*"results"\s*:', start) or re.match(r"results_.*\.json$", path.name):
-        return "lm-eval"
     raise UserError(f"{path} is no result file that is known here: give {ACCEPTED}")
 
 
-def _start(path: Path) -> str:
-    """The beginning of a file, unzipped; what does not decode is left out."""
+def _start(path: Path) -> tuple[str, bool]:
+    """The beginning of a file, unzipped, and whether it was zipped; what does not decode is left out."""
     try:
         with path.open("rb") as plain:
             zipped = plain.read(2) == b"\x1f\x8b"
@@ -166,7 +190,7 @@ def _start(path: Path) -> str:
             content = (gzip.GzipFile(fileobj=plain) if zipped else plain).read(PEEK_BYTES)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return content.decode(errors="ignore").lstrip("\ufeff \t\r\n")
+    return content.decode(errors="ignore").lstrip("\ufeff \t\r\n"), zipped
 
 
 def _object(start: str) -> dict[str, Any]:

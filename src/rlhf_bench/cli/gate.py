@@ -77,12 +77,13 @@ def gate(
     if policy is not None and (target or guard):
         raise UserError("either --policy or --target and --guard: they are two ways to say the same")
 
+    from rlhf_bench.harness.claims import HIGHER
     from rlhf_bench.harness.policy import Ledger
 
     def rules(run: Run) -> Policy:
         if target or guard:
-            facts = run.manifest["benchmarks"]
-            typed = files.inline_policy(target or (), guard or (), 0.05 if alpha is None else alpha, facts)
+            facts, higher = run.manifest["benchmarks"], run.manifest.get(HIGHER, {})
+            typed = files.inline_policy(target or (), guard or (), 0.05 if alpha is None else alpha, facts, higher)
             return typed if files.is_file(str(candidate)) else typed.model_copy(update={"ledger": Ledger()})
         return gating.default_policy(run) if policy is None else gating.policy(policy)
 

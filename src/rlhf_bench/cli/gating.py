@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ def policy(spec: str, beside: Path | None = None) -> Policy:
     if spec in policy_names():
         return load_policy(POLICIES / f"{spec}.yaml")
     path = lookup.sought(spec, beside)
-    if path.suffix not in (".yaml", ".yml") and not path.exists():
+    if path.suffix not in (".yaml", ".yml") and not os.path.exists(path):
         raise UnknownName("policy", spec, policy_names(), "A path to a YAML file works too.")
     return load_policy(path)
 

@@ -71,6 +71,9 @@ def question(
         with TemporaryDirectory() as folder, Opened(f"sqlite:///{folder}/files.db") as own:
             runs = [gating.run_data(own, files.load(name, own)) for name in names]
             policy = rules(own.run(runs[0].run_id))
+            _require_anchor_is_asked_for(policy, anchor)
+            if anchor is not None and runs[-1].checkpoint == runs[0].checkpoint:
+                raise UserError(f"anchor {anchor} holds the candidate's own results: name those of a model that stays")
             yield Question(policy, runs[0], runs[1], runs[-1] if policy.against_anchor else None, None)
         return
     opened = store or lookup.open_store()
@@ -78,12 +81,21 @@ def question(
         new = lookup.find_run(opened, candidate)
         old = lookup.find_run(opened, champion, like=new)
         policy = rules(new)
+        _require_anchor_is_asked_for(policy, anchor)
         fixed = anchor_run(opened, anchor, new, old) if policy.against_anchor else None
         found = [gating.run_data(opened, each.id) for each in (new, old, fixed) if each is not None]
         yield Question(policy, found[0], found[1], found[2] if fixed is not None else None, opened)
     finally:
         if store is None:
             opened.close()
+
+
+def _require_anchor_is_asked_for(policy: Policy, anchor: str | None) -> None:
+    if anchor is not None and not policy.against_anchor:
+        raise UserError(
+            f"policy '{policy.name}' holds its guards against no anchor (against_anchor: false), so --anchor {anchor} "
+            "would change nothing: leave it out, or change the policy"
+        )
 
 
 def anchor_run(store: Store, name: str | None, new: Run, old: Run) -> Run:
