@@ -17,46 +17,45 @@ if TYPE_CHECKING:
 
 EXIT_CODES = {"promote": 0, "reject": 1, "inconclusive": 3}
 
+Candidate = Annotated[
+    str | None,
+    typer.Argument(help="The new checkpoint's run: id, latest, a model's alias; or a result file of another tool."),
+]
+Champion = Annotated[str, typer.Argument(help="The champion's run: id, champion, a model's alias; or a result file.")]
+PolicyName = Annotated[str | None, options.policy("the packaged one about the candidate's benchmarks")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--target", help="Instead of a policy: BENCHMARK[:METRIC][=GAIN] must improve; repeatable."),
+]
+Guards = Annotated[
+    list[str] | None,
+    typer.Option("--guard", help="And BENCHMARK[:METRIC]=MARGIN must not lose that much (0.02 is two points)."),
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option(help="With --target and --guard: the error of a wrong promotion, one-sided.", show_default="0.05"),
+]
+Anchor = Annotated[
+    str | None,
+    typer.Option(help="A fixed run that guards must hold against too.", show_default="the run of the first champion"),
+]
+Explain = Annotated[bool, typer.Option("--explain", help="Only say the policy in words.")]
+Schema = Annotated[bool, typer.Option("--schema", help="Only print the JSON schema of policy files.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="As a GitHub table, for pull requests.")]
+
 
 def gate(
-    candidate: Annotated[
-        str | None,
-        typer.Argument(help="The new checkpoint's run: id, latest, a model's alias; or a result file of another tool."),
-    ] = None,
-    champion: Annotated[
-        str, typer.Argument(help="The champion's run: id, champion, a model's alias; or a result file.")
-    ] = "champion",
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            "--policy",
-            help="A packaged policy or a YAML file.",
-            show_default="the packaged one about the candidate's benchmarks",
-            autocompletion=options.policies,
-        ),
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option("--target", help="Instead of a policy: BENCHMARK[:METRIC][=GAIN] must improve; repeatable."),
-    ] = None,
-    guard: Annotated[
-        list[str] | None,
-        typer.Option("--guard", help="And BENCHMARK[:METRIC]=MARGIN must not lose that much (0.02 is two points)."),
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(help="With --target and --guard: the error of a wrong promotion, one-sided.", show_default="0.05"),
-    ] = None,
-    anchor: Annotated[
-        str | None,
-        typer.Option(
-            help="A fixed run that guards must hold against too.", show_default="the run of the first champion"
-        ),
-    ] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Only say the policy in words.")] = False,
-    schema: Annotated[bool, typer.Option("--schema", help="Only print the JSON schema of policy files.")] = False,
+    candidate: Candidate = None,
+    champion: Champion = "champion",
+    policy: PolicyName = None,
+    target: Targets = None,
+    guard: Guards = None,
+    alpha: Alpha = None,
+    anchor: Anchor = None,
+    explain: Explain = False,
+    schema: Schema = False,
     json: options.Json = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As a GitHub table, for pull requests.")] = False,
+    markdown: Markdown = False,
 ) -> None:
     """Decide whether the candidate may become champion. Exit code: 0 promote, 1 reject, 3 inconclusive, 2 misuse.
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout and nothing else.")]
+
+
+Limit = Annotated[int | None, typer.Option("--limit", "-L", min=1, help="Only the first N samples of each.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")]
 
 
 def engines(incomplete: str) -> list[str]:
@@ -43,6 +47,11 @@ def policies(incomplete: str) -> list[str]:
     from rlhf_bench.cli.gating import policy_names
 
     return [name for name in policy_names() if name.startswith(incomplete)]
+
+
+def policy(otherwise: str, help: str = "A packaged policy or a YAML file.") -> Any:
+    """--policy; `otherwise` says which is taken where none is named."""
+    return typer.Option("--policy", help=help, show_default=otherwise, autocompletion=policies)
 
 
 def presets(incomplete: str) -> list[str]:

@@ -24,7 +24,7 @@ def parity(
     suite: Annotated[
         str, typer.Option("--suite", "-s", help="Suites or benchmarks.", autocompletion=options.suites)
     ] = lookup.DEMO,
-    limit: Annotated[int | None, typer.Option("--limit", "-L", min=1, help="Only the first N samples of each.")] = None,
+    limit: options.Limit = None,
     judge: Annotated[str, typer.Option(help="Who judges chat answers, as for `run`.")] = lookup.DEMO_JUDGE,
     protocol: Annotated[str, typer.Option(help="paper or lm-eval.", autocompletion=options.protocols)] = "paper",
     margin: Annotated[
@@ -32,7 +32,7 @@ def parity(
     ] = 0.02,
     alpha: Annotated[float, typer.Option(help="The chance to call engines equivalent that are not.")] = 0.05,
     dtype: Annotated[str, typer.Option(help="Of an engine that names none.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+    device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
     """Run one model by two engines and compare: texts, log-likelihoods, and scores by an equivalence test.

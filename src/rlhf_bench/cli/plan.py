@@ -16,15 +16,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            "--policy",
-            help="A packaged policy or a YAML file.",
-            show_default="the packaged one about the run's benchmarks",
-            autocompletion=options.policies,
-        ),
-    ] = None,
+    policy: Annotated[str | None, options.policy("the packaged one about the run's benchmarks")] = None,
     against: Annotated[
         str, typer.Option(help="The run that candidates will be compared with: id, champion, or a model's alias.")
     ] = "champion",

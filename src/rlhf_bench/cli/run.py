@@ -18,116 +18,129 @@ if TYPE_CHECKING:
 
 TRIES = 5
 
+Suites = Annotated[
+    str | None,
+    typer.Option(
+        "--suite",
+        "-s",
+        help="Suites or benchmarks, comma-separated.",
+        show_default="demo, unless there are --tasks",
+        autocompletion=options.suites,
+    ),
+]
+Tasks = Annotated[str | None, typer.Option("--tasks", "-t", help="lm-eval tasks, groups or tags, comma-separated.")]
+IncludePath = Annotated[
+    list[str] | None, typer.Option("--include-path", help="A folder with lm-eval tasks of your own; repeatable.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Alias, folder, champion, hf:org/name[@revision], openai:MODEL[@URL], outputs:FILE or scripted:NAME.",
+        show_default="the champion, or smollm2-135m-instruct while there is none",
+    ),
+]
+JudgeName = Annotated[
+    str,
+    typer.Option(
+        help="Who judges chat answers: openai:MODEL[@URL], llm:MODEL (a local one), replay:FILE, scripted:RULE, "
+        "pm:MODEL (a preference model), or a reward model."
+    ),
+]
+JudgePrompt = Annotated[
+    str,
+    typer.Option(help="How AlpacaEval's judge is asked: weighted, or by a function call, fn or cot (openai:)."),
+]
+Concurrency = Annotated[int | None, typer.Option(min=1, help="Calls of an API in flight at once.", show_default="64")]
+Budget = Annotated[
+    str | None,
+    typer.Option(help="Most that calls of an API may cost, such as 5usd; then the run stops and can be resumed."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show what would be asked: calls, tokens and cost.")]
+Protocol = Annotated[
+    str, typer.Option(help="paper (the shots of its Table 6) or lm-eval.", autocompletion=options.protocols)
+]
+NumFewshot = Annotated[
+    int | None,
+    typer.Option("--num-fewshot", "-f", min=0, help="Examples before each question.", show_default="the protocol's"),
+]
+ApplyChatTemplate = Annotated[
+    bool | None,
+    typer.Option(
+        "--apply-chat-template/--no-apply-chat-template",
+        help="Ask lm-eval's tasks as a conversation.",
+        show_default="the protocol's",
+    ),
+]
+FewshotAsMultiturn = Annotated[
+    bool | None,
+    typer.Option(
+        "--fewshot-as-multiturn/--no-fewshot-as-multiturn",
+        help="Examples as earlier turns of it.",
+        show_default="the protocol's",
+    ),
+]
+SystemInstruction = Annotated[
+    str | None, typer.Option("--system-instruction", help="The system prompt of lm-eval's tasks.")
+]
+Repeats = Annotated[
+    int | None,
+    typer.Option(min=1, help="Answers to each question; those to one question count as one.", show_default="1"),
+]
+Temperature = Annotated[
+    float | None, typer.Option(help="Of every answer.", show_default="each benchmark's own, mostly 0")
+]
+SampleSeed = Annotated[
+    int | None, typer.Option("--sample-seed", min=0, help="Another one gives other answers.", show_default="0")
+]
+Against = Annotated[
+    str | None,
+    typer.Option(help="Compare with this run afterwards: id, champion or a model's alias.", show_default="none"),
+]
+Sequential = Annotated[
+    bool,
+    typer.Option("--sequential", help="Stop as soon as the gate against that run is decided, and save the rest."),
+]
+Peek = Annotated[
+    bool,
+    typer.Option("--peek", help="With --sequential: look often and without end, by an e-process, not five times."),
+]
+PolicyName = Annotated[
+    str | None,
+    options.policy(
+        "the packaged one about these benchmarks", "With --sequential: the gate's policy, packaged or a YAML file."
+    ),
+]
+Dtype = Annotated[str, typer.Option(help="auto: float32 on a CPU, bfloat16 on a GPU.")]
+
 
 def run(
-    suite: Annotated[
-        str | None,
-        typer.Option(
-            "--suite",
-            "-s",
-            help="Suites or benchmarks, comma-separated.",
-            show_default="demo, unless there are --tasks",
-            autocompletion=options.suites,
-        ),
-    ] = None,
-    tasks: Annotated[
-        str | None, typer.Option("--tasks", "-t", help="lm-eval tasks, groups or tags, comma-separated.")
-    ] = None,
-    include_path: Annotated[
-        list[str] | None, typer.Option("--include-path", help="A folder with lm-eval tasks of your own; repeatable.")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Alias, folder, champion, hf:org/name[@revision], openai:MODEL[@URL], outputs:FILE or scripted:NAME.",
-            show_default="the champion, or smollm2-135m-instruct while there is none",
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", "-L", min=1, help="Only the first N samples of each.")] = None,
-    judge: Annotated[
-        str,
-        typer.Option(
-            help="Who judges chat answers: openai:MODEL[@URL], llm:MODEL (a local one), replay:FILE, scripted:RULE, "
-            "pm:MODEL (a preference model), or a reward model."
-        ),
-    ] = lookup.DEMO_JUDGE,
-    judge_prompt: Annotated[
-        str,
-        typer.Option(help="How AlpacaEval's judge is asked: weighted, or by a function call, fn or cot (openai:)."),
-    ] = scorers.WEIGHTED,
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Calls of an API in flight at once.", show_default="64")
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="Most that calls of an API may cost, such as 5usd; then the run stops and can be resumed."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only show what would be asked: calls, tokens and cost.")
-    ] = False,
-    protocol: Annotated[
-        str, typer.Option(help="paper (the shots of its Table 6) or lm-eval.", autocompletion=options.protocols)
-    ] = "paper",
-    num_fewshot: Annotated[
-        int | None,
-        typer.Option(
-            "--num-fewshot", "-f", min=0, help="Examples before each question.", show_default="the protocol's"
-        ),
-    ] = None,
-    apply_chat_template: Annotated[
-        bool | None,
-        typer.Option(
-            "--apply-chat-template/--no-apply-chat-template",
-            help="Ask lm-eval's tasks as a conversation.",
-            show_default="the protocol's",
-        ),
-    ] = None,
-    fewshot_as_multiturn: Annotated[
-        bool | None,
-        typer.Option(
-            "--fewshot-as-multiturn/--no-fewshot-as-multiturn",
-            help="Examples as earlier turns of it.",
-            show_default="the protocol's",
-        ),
-    ] = None,
-    system_instruction: Annotated[
-        str | None, typer.Option("--system-instruction", help="The system prompt of lm-eval's tasks.")
-    ] = None,
-    repeats: Annotated[
-        int | None,
-        typer.Option(min=1, help="Answers to each question; those to one question count as one.", show_default="1"),
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Of every answer.", show_default="each benchmark's own, mostly 0")
-    ] = None,
-    sample_seed: Annotated[
-        int | None, typer.Option("--sample-seed", min=0, help="Another one gives other answers.", show_default="0")
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(help="Compare with this run afterwards: id, champion or a model's alias.", show_default="none"),
-    ] = None,
-    sequential: Annotated[
-        bool,
-        typer.Option("--sequential", help="Stop as soon as the gate against that run is decided, and save the rest."),
-    ] = False,
-    peek: Annotated[
-        bool,
-        typer.Option("--peek", help="With --sequential: look often and without end, by an e-process, not five times."),
-    ] = False,
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            help="With --sequential: the gate's policy, packaged or a YAML file.",
-            show_default="the packaged one about these benchmarks",
-            autocompletion=options.policies,
-        ),
-    ] = None,
+    suite: Suites = None,
+    tasks: Tasks = None,
+    include_path: IncludePath = None,
+    model: Model = None,
+    limit: options.Limit = None,
+    judge: JudgeName = lookup.DEMO_JUDGE,
+    judge_prompt: JudgePrompt = scorers.WEIGHTED,
+    concurrency: Concurrency = None,
+    budget: Budget = None,
+    dry_run: DryRun = False,
+    protocol: Protocol = "paper",
+    num_fewshot: NumFewshot = None,
+    apply_chat_template: ApplyChatTemplate = None,
+    fewshot_as_multiturn: FewshotAsMultiturn = None,
+    system_instruction: SystemInstruction = None,
+    repeats: Repeats = None,
+    temperature: Temperature = None,
+    sample_seed: SampleSeed = None,
+    against: Against = None,
+    sequential: Sequential = False,
+    peek: Peek = False,
+    policy: PolicyName = None,
     engine: options.Engine = "auto",
-    dtype: Annotated[str, typer.Option(help="auto: float32 on a CPU, bfloat16 on a GPU.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+    dtype: Dtype = "auto",
+    device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
     """Evaluate a model on suites: a score with its interval for each benchmark.
@@ -167,16 +180,20 @@ def run(
         if dry_run:
             planned = dry.planned(model, asked, store, show.bars())
             return show.as_json(planned) if json else tables.planned(planned)
-        against = None if against is None else lookup.find_run(store, against, whole=True).id
-        if sequential:
-            report, decided = _until_decided(model, asked, store, str(against))
-        else:
-            report, decided = measuring.measure(model, asked, store, show.bars()), None
-        if json:
-            return show.as_json({"report": report, **decided.told} if decided else report)
-        print_run(store, report, against)
-        if decided:
-            decided.show()
+        _evaluate(model, asked, store, json)
+
+
+def _evaluate(model: str, asked: measuring.Asked, store: Store, json: bool) -> None:
+    against = None if asked.against is None else lookup.find_run(store, asked.against, whole=True).id
+    if asked.sequential:
+        report, decided = _until_decided(model, asked, store, str(against))
+    else:
+        report, decided = measuring.measure(model, asked, store, show.bars()), None
+    if json:
+        return show.as_json({"report": report, **decided.told} if decided else report)
+    print_run(store, report, against)
+    if decided:
+        decided.show()
 
 
 @dataclass(frozen=True, slots=True)
