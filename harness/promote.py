@@ -201,9 +201,10 @@ def _require(line: Line, verdict_id: int, policy: str | None) -> Champion:
 
 def _require_last_word(line: Line, verdict_id: int, verdict: Verdict) -> None:
     """Raise UserError where a later verdict on the same runs says otherwise, or guards held against a chosen anchor."""
+    asked = _question(line, verdict)
     for later in line.verdicts():
         said = later.verdict
-        if later.id > verdict_id and said.outcome != "promote" and _same_question(said, verdict):
+        if later.id > verdict_id and said.outcome != "promote" and _question(line, said) == asked:
             raise UserError(
                 f"verdict {verdict_id} was followed by verdict {later.id} on the same runs, which is '{said.outcome}': "
                 "gate the candidate again"
@@ -216,9 +217,11 @@ def _require_last_word(line: Line, verdict_id: int, verdict: Verdict) -> None:
         )
 
 
-def _same_question(one: Verdict, other: Verdict) -> bool:
-    names = ("candidate", "champion")
-    return one.policy == other.policy and all(one.runs.get(name) == other.runs.get(name) for name in names)
+def _question(line: Line, verdict: Verdict) -> tuple[str | None, ...]:
+    """What was asked: by which policy, of which runs, and against which model as anchor, whichever run of it."""
+    anchor = line.run(verdict.runs.get("anchor", ""))
+    runs = (verdict.runs.get(name) for name in ("candidate", "champion"))
+    return (verdict.policy, *runs, None if anchor is None else anchor.checkpoint)
 
 
 def _require_same_data(line: Line, verdict_id: int, verdict: Verdict) -> None:

@@ -645,3 +645,20 @@ def test_only_the_first_champion_is_an_anchor(store: Store, pair: Pair) -> None:
     verdict = passing(store, pair.new, pair.old)
     number = store.save_verdict(replace(verdict, runs={**verdict.runs, "anchor": verdict.runs["candidate"]}))
     refused(store, number, "held its guards against another anchor")
+
+
+def test_a_later_verdict_against_a_chosen_anchor_is_another_question(store: Store, pair: Pair) -> None:
+    verdict = passing(store, pair.new, pair.old)
+    runs = {**verdict.runs, "anchor": verdict.runs["champion"]}
+    number = store.save_verdict(replace(verdict, runs=runs))
+    chosen = {**runs, "anchor": verdict.runs["candidate"]}
+    store.save_verdict(replace(verdict, runs=chosen, outcome="reject", decision=2))
+    assert promote(store, number).generation == 2
+
+
+def test_another_run_of_the_same_anchor_is_the_same_question(store: Store, pair: Pair) -> None:
+    verdict = passing(store, pair.new, pair.old)
+    number = store.save_verdict(replace(verdict, runs={**verdict.runs, "anchor": verdict.runs["champion"]}))
+    later = {**verdict.runs, "anchor": measured(store, pair.old, name="another-run")}
+    store.save_verdict(replace(verdict, runs=later, outcome="reject", decision=2))
+    refused(store, number, "was followed by verdict")
