@@ -86,8 +86,7 @@ def evaluate(
 
     Where a benchmark has strata, `limit` takes of each in turn. The same samples, engine, protocol, judge and limit are
     the same run: called again, it takes what is stored and does only what is missing. `settings` is kept for whoever
-    starts the run again, `manifest_extra` joins the manifest. With `until` the samples are asked look by look, until it
-    says that they are enough.
+    starts the run again, `manifest_extra` joins the manifest. With `until` the samples are asked look by look.
     Raises UserError where a benchmark needs a judge and there is none, or none that can be asked. Raises Fault where an
     engine or a grader breaks its contract or a grader raises; everything that was finished before is stored.
     """

@@ -147,10 +147,7 @@ def run(
 
     Finished samples are kept: a run that was stopped goes on with the same command, and nothing is answered twice.
     """
-    if (peek or policy is not None) and not sequential:
-        raise UserError("--peek and --policy say how --sequential stops: add it, or leave them out")
-    if sequential and against is None:
-        raise UserError("--sequential needs the run that the gate compares with: add --against champion")
+    _check_stopping(sequential, against, peek, policy)
     names = [given for given in (suite, tasks) if given is not None]
     asked = measuring.Asked(
         suite=",".join(names) if names else lookup.DEMO,
@@ -177,10 +174,19 @@ def run(
     )
     with lookup.open_store() as store:
         model = lookup.default_model(store) if model is None else lookup.lasting(model)
-        if dry_run:
-            planned = dry.planned(model, asked, store, show.bars())
-            return show.as_json(planned) if json else tables.planned(planned)
-        _evaluate(model, asked, store, json)
+        (_plan if dry_run else _evaluate)(model, asked, store, json)
+
+
+def _check_stopping(sequential: bool, against: str | None, peek: bool, policy: str | None) -> None:
+    if (peek or policy is not None) and not sequential:
+        raise UserError("--peek and --policy say how --sequential stops: add it, or leave them out")
+    if sequential and against is None:
+        raise UserError("--sequential needs the run that the gate compares with: add --against champion")
+
+
+def _plan(model: str, asked: measuring.Asked, store: Store, json: bool) -> None:
+    planned = dry.planned(model, asked, store, show.bars())
+    return show.as_json(planned) if json else tables.planned(planned)
 
 
 def _evaluate(model: str, asked: measuring.Asked, store: Store, json: bool) -> None:
