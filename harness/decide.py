@@ -107,6 +107,7 @@ def judge(
         for confirm in (False, True)
     )
     assert first[0] and first[1] and second[0] and second[1]
+    _require_samples(policy, candidate, first[0], second[0])
     verdict = gate(policy, first[0], first[1], first[2])
     if verdict.outcome != "promote":
         return verdict, False
@@ -116,6 +117,17 @@ def judge(
     said = f"the other half of the samples {'confirms' if confirmed else 'does not confirm'} it (at {alpha:.4g})"
     outcome = verdict.outcome if confirmed else "inconclusive"
     return replace(verdict, outcome=outcome, alpha=alpha, reasons=(*verdict.reasons, said)), True
+
+
+def _require_samples(policy: Policy, whole: RunData, *halves: RunData) -> None:
+    """Raise UserError for a benchmark of so few samples that a half has none."""
+    for name in policy.benchmarks:
+        count = len(whole.records.get(name, ()))
+        if count and not all(half.records[name] for half in halves):
+            raise UserError(
+                f"policy '{policy.name}' splits the samples into halves, and one of them has none of the {count} of "
+                f"'{name}': ask more of it (run without --limit), or leave out `halves`"
+            )
 
 
 def next_level(policy: Policy, spent: list[float]) -> tuple[int, float]:

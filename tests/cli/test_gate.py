@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 from tests.cli.conftest import Call, Line, N, checkpoint, finished
+from tests.cli.loops import Loop, result
+from tests.conftest import light
 
 from rlhf_bench.cli import gating, lookup
-from rlhf_bench.harness.store import Store
+from rlhf_bench.harness.store import Store, default_store_url
 from rlhf_bench.suites import BENCHMARKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,3 +190,27 @@ def test_a_question_that_is_none_is_one_line(call: Call, line: Line, args: tuple
     done = call("gate", *args)
     assert done.code == 2
     assert says in done.one_line
+
+
+def test_a_loop_that_is_run_again_is_shown_its_verdict_whoever_is_champion_by_now(
+    call: Call, home: Path, monkeypatch: pytest.MonkeyPatch, talker: Path
+) -> None:
+    loop = Loop(call, home, monkeypatch, talker)
+    rules = home / "policy.yaml"
+    rules.write_text(f"{rules.read_text()}halves: {{salt: a}}\n")
+    with light():
+        first = result(loop("home", "limit=12"))
+    with Store(default_store_url()) as store:
+        (stored,) = store.verdicts()
+        assert (stored.verdict.outcome, stored.verdict.spent) == ("inconclusive", 0.0)
+        other = checkpoint(home / "weights", "other")
+        store.register(other, alias="other")
+        for reason in ("moved", "moved again"):
+            assert result(loop("home", "limit=12")) == first
+            assert [each.id for each in store.verdicts()] == [stored.id]
+            champion = store.champion()
+            assert champion is not None
+            digest = other.digest if reason == "moved" else stored.verdict.champion
+            store.set_champion(digest, expect_generation=champion.generation, verdict_id=None, reason=reason)
+        assert result(loop("home", "limit=12")) == first
+        assert [each.id for each in store.verdicts()] == [stored.id]

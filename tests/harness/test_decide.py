@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rlhf_bench.harness.codec import sample_digest
 from rlhf_bench.harness.decide import decide, judge, next_level, split
+from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.gate import RunData
 from rlhf_bench.harness.policy import Guard, Halves, Ledger, Policy, Target
 from rlhf_bench.harness.store import Run, Store
@@ -278,3 +279,9 @@ def test_what_was_graded_since_is_shown_though_it_decides_nothing_either(store: 
     assert missing.verdict.outcome == graded.verdict.outcome == "inconclusive"
     assert [each.verdict.checks[0].ungraded for each in (missing, graded)] == [2, 1]
     assert (graded.verdict.spent, graded.verdict.alpha) == (0.0, missing.verdict.alpha)
+
+
+def test_a_half_without_samples_is_one_line(store: Store) -> None:
+    few = [run(name, sums=[right], code=scores(100, 100)) for name, right in (("new", 1.0), ("old", 0.0))]
+    with pytest.raises(UserError, match="one of them has none of the 1 of 'sums': ask more of it"):
+        decide(store, HALVED, *few)
