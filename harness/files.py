@@ -16,7 +16,7 @@ from rlhf_bench.harness.errors import Fault, UserError
 
 def write(path: Path, text: str) -> None:
     """Write `text` beside `path`, flush it and rename it into place. Raises Fault, and what was there stays."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("w", encoding="utf-8") as file:
