@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +19,7 @@ import typer
 
 from rlhf_bench.cli import gating, lookup, measuring, options, probing, scorers, show, tables
 from rlhf_bench.cli import online as shown
-from rlhf_bench.harness.errors import Fault, MissingData, RlhfBenchError, UnknownName, UserError
-from rlhf_bench.harness.progress import silent
+from rlhf_bench.harness.errors import Fault, MissingData, UnknownName, UserError
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.policy import Policy
@@ -102,13 +102,19 @@ def iterate(
 
 
 def _planned(line: Line) -> LoopPlan | None:
-    """The plan, if one can be made here."""
-    try:
-        return shown.loop_plan(
-            line.config, line.store, line.home, prompts=line.prompts, preferences=line.preferences, track=silent
-        )
-    except RlhfBenchError:  # what is wrong is said where the loop comes to it
-        return None
+    """The plan, if one can be made here: what is wrong is said where the loop comes to it."""
+    found = None
+    with line.track("plan", 1) as advance:
+        with suppress(Exception):
+            found = _plan_of(line)
+        advance(1)
+    return found
+
+
+def _plan_of(line: Line) -> LoopPlan:
+    return shown.loop_plan(
+        line.config, line.store, line.home, prompts=line.prompts, preferences=line.preferences, track=line.track
+    )
 
 
 def _go_together(instead: Mapping[str, object], whole: Mapping[str, object]) -> None:
@@ -119,9 +125,7 @@ def _go_together(instead: Mapping[str, object], whole: Mapping[str, object]) -> 
 
 
 def _plan(line: Line, json: bool) -> None:
-    found = shown.loop_plan(
-        line.config, line.store, line.home, prompts=line.prompts, preferences=line.preferences, track=line.track
-    )
+    found = _plan_of(line)
     if json:
         show.as_json(shown.plan_as_json(found))
     else:
