@@ -136,7 +136,8 @@ def test_the_order_is_registered_before_anything_is_asked(store: Store, champion
 @pytest.mark.slow  # 300 runs
 def test_it_errs_no_more_often_than_its_alpha(store: Store, champion: RunData) -> None:
     small = Suite("small", (benchmark("chat", 160), benchmark("sums", 40)))
-    rules = POLICY.model_copy(update={"guards": (Guard(benchmark="sums", metric="right", margin=0.9),)})
+    guards = (Guard(benchmark="sums", metric="right", margin=0.9),)
+    rules = POLICY.model_copy(update={"alpha": 0.1, "guards": guards})
     promoted = 0
     for seed in range(150):
         old = data(store, measure(store, Able(f"old {seed}", 0.5, 1.0), suite=small))
