@@ -118,8 +118,13 @@ def _items(data: Any, part: str, override: str) -> list[Any]:
 def _explain(cls: type[Config], given: str, overridden: Mapping[str, str], error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    near = [override for name, override in overridden.items() if f"{name}.".startswith(f"{key}.")]
-    source = f"override '{near[0]}'" if near and key else given
+    near = [
+        override
+        for name, override in overridden.items()
+        if f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.")
+    ]
+    of_all = f"{given} with {', '.join(overridden.values())}" if overridden and not key else given
+    source = f"override '{near[0]}'" if near and key else of_all
     rest = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         *parents, name = (str(part) for part in first["loc"])

@@ -145,6 +145,7 @@ def test_a_mistake_in_the_file_is_one_line(tmp_path: Path, text: str, line: str)
         ("stages.4.warmup=1", "override 'stages.4.warmup=1': '4' must be a number from 0 to 0"),
         ("stages.x=1", "override 'stages.x=1': 'x' must be a number from 0 to 0"),
         ("name=[", "override 'name=[': line 1: not YAML"),
+        ("stages=[{warmup: x}]", "override 'stages=[{warmup: x}]': key 'stages.0.warmup' is \"x\""),
     ],
 )
 def test_a_mistake_in_an_override_names_the_override(tmp_path: Path, override: str, line: str) -> None:
