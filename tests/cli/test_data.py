@@ -105,6 +105,11 @@ def test_filter_keeps_shps_ratio_and_its_tag(call: Call, home: Path) -> None:
     assert read_preferences("kept.jsonl")[0].tags == {"score_ratio": "3.0"}
 
 
+def test_a_ratio_that_no_pair_has_is_told(call: Call, home: Path) -> None:
+    done = call("data", "filter", written(home / "a.jsonl", PAIR), "kept.jsonl", "--score-ratio", "2")
+    assert done.code == 0 and "note: --score-ratio had nothing to go by: none of the 1 pairs" in done.out
+
+
 def test_filter_counts_tokens_by_the_models_tokenizer(call: Call, home: Path, tiny_checkpoint: Path) -> None:
     path = written(home / "a.jsonl", PAIR, PAIR | {"prompt": "Why, " * 90 + "why?"})
     order = ["data", "filter", path, "kept.jsonl", "--max-prompt-tokens", "50"]

@@ -364,6 +364,22 @@ def test_deeply_nested_json_is_a_bad_row(tmp_path: Path) -> None:
     assert read_preferences(path, on_bad_row="skip").skipped == {"no JSON": 1}
 
 
+def test_a_column_that_is_there_twice_is_not_guessed_at(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,chosen,prompt,rejected\nWhy?,Because.,How?,No.\n")
+    with pytest.raises(UserError, match=r"a\.csv cannot be read \(column 'prompt' is there twice\)"):
+        read_preferences(tmp_path / "a.csv")
+
+
+def test_the_folder_one_stands_in_is_read_and_an_empty_name_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path / "a.jsonl", GOOD)
+    monkeypatch.chdir(tmp_path)
+    assert len(read_preferences(".")) == 1
+    with pytest.raises(UserError, match="the data's name is empty"):
+        read_preferences("")
+
+
 def test_a_missing_file_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(MissingData, match=r"no file .*none\.jsonl: give a \.jsonl, \.json, \.csv or \.parquet file"):
         read_prompts(tmp_path / "none.jsonl")

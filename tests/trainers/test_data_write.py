@@ -160,6 +160,8 @@ def test_where_and_as_what_to_write_is_checked(tmp_path: Path) -> None:
         write([pair], tmp_path / "a.jsonl", "sharedgpt")
     with pytest.raises(UserError, match=r"its suffix must be one of \.jsonl, \.json, \.csv, \.parquet"):
         write([pair], tmp_path / "a.txt")
+    with pytest.raises(UserError, match=r"its suffix must be one of"):  # and not a folder of this name
+        write([pair], tmp_path / "a.gz")
     with pytest.raises(UserError, match="there is nothing to write"):
         write([], tmp_path / "a.jsonl")
     (tmp_path / "file").write_text("")

@@ -54,6 +54,8 @@ def raw_rows(source: str | Path) -> Iterator[Raw]:
 
 
 def _local(name: str) -> Iterator[Any]:
+    if not name:
+        raise UserError("the data's name is empty: give a file, a folder of `datasets`, or hf:org/name")
     path = user_path(name)
     folder, colon, split = name.rpartition(":")
     if not path.exists() and colon and user_path(folder).is_dir():
@@ -127,7 +129,11 @@ def _wraps(value: Any) -> bool:
 def _csv(file: Any, delimiter: str) -> Iterator[Any]:
     csv.field_size_limit(1 << 30)
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        for row in csv.DictReader(text, delimiter=delimiter, strict=True):
+        reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+        columns = list(reader.fieldnames or ())
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise ValueError(f"column {twice[0]!r} is there twice")
+        for row in reader:
             if None in row or None in row.values():
                 yield BadRow("cells that do not fit", f"it has another number of cells than the {len(row)} columns")
             else:
@@ -157,7 +163,7 @@ def _folder(path: Path, split: str, name: str) -> Iterator[Any]:
     saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
     with _quiet(name):
         if not saved:
-            return _loaded(str(path), None, split)
+            return _loaded(str(path.resolve()), None, split)
         found = datasets.load_from_disk(str(path))
         return _rows_of(_split(found, split, name) if isinstance(found, dict) else found)
 

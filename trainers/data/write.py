@@ -58,7 +58,7 @@ def write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows of columns as they are, by the path's suffix. Raises as `write`."""
     suffix = Path(path.stem if path.suffix == ".gz" else path.name).suffix
     names = list(dict.fromkeys(name for row in rows for name in row))
-    if suffix == "":
+    if suffix == "" and path.suffix != ".gz":
         _folder([{name: row.get(name) for name in names} for row in rows], path)
         return
     if suffix not in SUFFIXES or (suffix == ".parquet" and path.suffix == ".gz"):

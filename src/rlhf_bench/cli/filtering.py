@@ -63,6 +63,8 @@ def filter_pairs(
     show.say(f"{out}: {len(kept)} of {len(read)} pairs")
     for reason, number in left_out.items():
         show.say(f"left out: {number} × {reason}")
+    if score_ratio is not None and not any("score_ratio" in pair.tags for pair in read):
+        show.say(f"note: --score-ratio had nothing to go by: none of the {len(read)} pairs has a ratio, as SHP's have")
 
 
 def _counter(filters: Filters, model: str | None) -> Count:
