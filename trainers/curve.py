@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from statistics import median
 
+from rlhf_bench.trainers.recipes import Training
+
 WINDOW = 20
 RUNAWAY = 3.0
 
@@ -22,3 +24,9 @@ def fault(losses: Sequence[float], grad_norm: float) -> tuple[str, int] | None:
     if len(losses) >= WINDOW and median(losses[-WINDOW:]) > RUNAWAY * max(losses[0], math.log(2)):
         return f"the loss ran away, from {losses[0]:.3g} to {median(losses[-WINDOW:]):.3g},", WINDOW
     return None
+
+
+def remedy(recipe: Training) -> str:
+    """What to change in a recipe whose training went wrong."""
+    other = "" if recipe.dtype == "float32" else " or try dtype float32"
+    return f"lower learning_rate (now {recipe.learning_rate:g}){other}"

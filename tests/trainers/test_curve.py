@@ -8,13 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_bench.trainers.curve import RUNAWAY, WINDOW, fault
+from rlhf_bench.trainers.curve import RUNAWAY, WINDOW, fault, remedy
+from rlhf_bench.trainers.recipes import DPORecipe
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_or_gradient_that_is_not_finite_is_named(value: float) -> None:
     assert fault([0.7, value], 1.0) == (f"the loss became {value}", 1)
     assert fault([0.7, 0.6], value) == (f"the grad_norm became {value}", 1)
+
+
+def test_the_remedy_is_not_what_is_done_already() -> None:
+    assert (
+        remedy(DPORecipe(dtype="bfloat16", learning_rate=0.5)) == "lower learning_rate (now 0.5) or try dtype float32"
+    )
+    assert remedy(DPORecipe(dtype="float32", learning_rate=0.5)) == "lower learning_rate (now 0.5)"
 
 
 def test_a_loss_that_stays_far_above_where_it_began_has_run_away() -> None:

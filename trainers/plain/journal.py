@@ -74,8 +74,7 @@ class Journal:
         what, since = wrong
         good = [self._path(each) for each in self._saved() if each <= step - since]
         last = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint is from before that"
-        remedy = f"lower learning_rate (now {self._recipe.learning_rate:g}) or try dtype float32"
-        raise Fault(f"{what} at step {step}: {remedy}; {last}")
+        raise Fault(f"{what} at step {step}: {curve.remedy(self._recipe)}; {last}")
 
     def _saved(self) -> list[int]:
         return sorted(int(path.stem) for path in self._folder.glob("*.safetensors") if path.stem.isdigit())

@@ -147,7 +147,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         """What to change, and the last checkpoint of this step or an earlier one."""
         found = [path for path in complete(self._work / STEPS) if step_of(path) <= step]
         last = f"the last good checkpoint is {found[-1]}" if found else "no checkpoint is from before that"
-        return f"lower learning_rate (now {self._recipe.learning_rate:g}) or try dtype float32; {last}"
+        return f"{curve.remedy(self._recipe)}; {last}"
 
 
 def mark(folder: Path) -> None:
