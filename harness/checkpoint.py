@@ -27,6 +27,8 @@ DECISIVE = (
     "adapter_config.json",
 )
 """Files that decide the answers, relative to the folder. A README, a log or an optimizer state does not."""
+OWN_FILES = {"trust_remote_code": False, "local_files_only": True}
+"""How transformers is to read a checkpoint: without the first it asks on the terminal whether to run its code."""
 Stamps: TypeAlias = tuple[tuple[str, int, int, int, int, int], ...]
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -112,6 +114,13 @@ def chat_template_digest(path: Path) -> str:
 
 
 def _chat_template(path: Path) -> str | None:
+    try:
+        return _template_in(path)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"the chat template in {path} cannot be read ({type(error).__name__}): restore it") from None
+
+
+def _template_in(path: Path) -> str | None:
     own = path / "chat_template.jinja"
     if own.is_file():
         return own.read_text(encoding="utf-8")

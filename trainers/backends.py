@@ -136,9 +136,7 @@ class Backend:
         track: Track = silent,
     ) -> Checkpoint:
         """`base` tuned on the assistant's turns of the conversations."""
-        check_conversations(conversations)
-        check_talks(base, recipe.chat_template)
-        check_speaks(base)
+        check_given(recipe, conversations, base)
         given = None if recipe.chat_template is None else template_text(recipe.chat_template)
         inputs = {"trainer": "sft", "base_digest": base.digest, "data": _digest(conversations)}
         made = {**inputs, **plain(recipe), "chat_template": given}
@@ -158,9 +156,7 @@ class Backend:
         track: Track = silent,
     ) -> Checkpoint:
         """A Bradley-Terry reward model from `base`."""
-        check(preferences)
-        check_margins(recipe, preferences)
-        check_talks(base)
+        check_given(recipe, preferences, base)
         made = {"trainer": "reward", "base_digest": base.digest, "preferences": _digest(preferences), **plain(recipe)}
         return self._train(made, [base], out, lambda fit, work: fit.fit_reward(recipe, preferences, base, work, track))
 
@@ -173,9 +169,7 @@ class Backend:
         track: Track = silent,
     ) -> Checkpoint:
         """A pairwise preference model from `base`."""
-        check(preferences)
-        check_talks(base)
-        check_speaks(base)
+        check_given(recipe, preferences, base)
         data = _digest(preferences)
         made = {"trainer": "preference", "base_digest": base.digest, "preferences": data, **plain(recipe)}
         return self._train(
@@ -192,9 +186,7 @@ class Backend:
         track: Track = silent,
     ) -> Checkpoint:
         """`policy` trained on the preferences against `reference`."""
-        check(preferences)
-        check_talks(policy)
-        check_speaks(policy, reference)
+        check_given(recipe, preferences, policy, reference)
         inputs = {"trainer": "dpo", "policy": policy.digest, "reference": reference.digest}
         made = {**inputs, "preferences": _digest(preferences), **plain(recipe)}
         return self._train(
@@ -296,6 +288,19 @@ def get_backend(name: str) -> Backend:
 
 def _module(path: str) -> Any:
     return importlib.import_module(path)
+
+
+def check_given(recipe: Training, data: Sequence[Any], *models: Checkpoint) -> None:
+    """Raise UserError for data or models that the recipe can do nothing with; the first model is what is trained."""
+    if isinstance(recipe, SFTRecipe):
+        check_conversations(data)
+    else:
+        check(data)
+    if isinstance(recipe, RewardRecipe):
+        check_margins(recipe, data)
+    check_talks(models[0], recipe.chat_template if isinstance(recipe, SFTRecipe) else None)
+    if not isinstance(recipe, RewardRecipe):
+        check_speaks(*models)
 
 
 def check(preferences: Sequence[Preference]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rlhf_bench.trainers.data.template import encode_conversation
 from rlhf_bench.trainers.packing import pack
 from rlhf_bench.trainers.questions import questions
 from rlhf_bench.trainers.recipes import Training
+from rlhf_bench.trainers.starts import config_of
 
 IGNORED = -100
 Row = dict[str, Any]
@@ -24,7 +24,7 @@ Facts = dict[str, int]
 
 def room(recipe: Training, start: Checkpoint) -> int:
     """How many tokens a row may have: the recipe's limit, or the model's context where that is shorter."""
-    config = json.loads((Path(start.path) / "config.json").read_text(encoding="utf-8"))
+    config = config_of(Path(start.path))
     return min(recipe.max_length, config.get("max_position_embeddings") or recipe.max_length)
 
 

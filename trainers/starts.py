@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_bench.harness.checkpoint import DECISIVE
+from rlhf_bench.harness.checkpoint import DECISIVE, OWN_FILES
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.types import Checkpoint
 
@@ -20,12 +20,47 @@ WEIGHTS = ("*.safetensors", "adapter_config.json")
 def check_speaks(*models: Checkpoint) -> None:
     """Raise UserError for a reward model or another classifier, whose head that says words would be drawn at random."""
     for model in models:
-        config = json.loads((Path(model.path) / "config.json").read_text(encoding="utf-8"))
-        kinds = config.get("architectures") or []
+        kinds = config_of(Path(model.path)).get("architectures") or []
         if any("Classification" in str(kind) for kind in kinds):
             raise UserError(
                 f"{model.path} is no language model ({kinds[0]}), it only scores: take the one it began from"
             )
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The configuration of the model in this folder. Raises UserError where it is none."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"config.json in {folder} cannot be read ({type(error).__name__}): restore it") from None
+    if not isinstance(found, dict):
+        raise UserError(f"config.json in {folder} holds no object: restore it")
+    return found
+
+
+def opened(cls: Any, path: str, new: Collection[str] = (), **options: Any) -> Any:
+    """The model of a transformers class from the safetensors in a folder, none of whose code is run.
+
+    Raises UserError where it does not load, or as `whole` does.
+    """
+    options |= {"use_safetensors": True, "output_loading_info": True, **OWN_FILES}
+    try:
+        loaded = cls.from_pretrained(path, **options)
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        raise unreadable(f"the model in {path}", error) from error
+    except RuntimeError as error:
+        if "mismatched_sizes" not in str(error):
+            raise
+        raise UserError(f"{path} holds weights of other shapes than its config.json says: save it again") from error
+    return whole(loaded, path, new)
+
+
+def unreadable(what: str, error: Exception) -> UserError:
+    """Why `what` cannot be read by transformers, in one line."""
+    said = " ".join(str(error).split())
+    if "trust_remote_code" in said:
+        return UserError(f"{what} needs code of its own, which is never run: take one that transformers knows")
+    return UserError(f"{what} cannot be read ({type(error).__name__}: {said[:150]}): restore it")
 
 
 def whole(loaded: tuple[Any, Mapping[str, Collection[str]]], path: str, new: Collection[str] = ()) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from rlhf_bench.harness.checkpoint import OWN_FILES
 from rlhf_bench.harness.codec import digest
 from rlhf_bench.harness.engines.forward import Model
 from rlhf_bench.harness.engines.hf import STRETCH_TOKENS
@@ -49,7 +50,7 @@ class PreferenceModel:
         self.name = name
         self.identity = digest([checkpoint.digest, "preference", dtype])
         self._track = track
-        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, **OWN_FILES)
         self._letters = list(answer_tokens(self._tokenizer))
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         with quiet():

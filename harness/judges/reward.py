@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from rlhf_bench.harness.checkpoint import OWN_FILES
 from rlhf_bench.harness.codec import digest
 from rlhf_bench.harness.engines.forward import Steered, steerable
 from rlhf_bench.harness.engines.hf import STRETCH_TOKENS
@@ -55,7 +57,7 @@ class RewardModel:
         self.identity = digest([checkpoint.digest, "reward", dtype])
         self._device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self._track = track
-        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        self._tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, **OWN_FILES)
         self._model = _load(checkpoint.path, getattr(torch, dtype)).to(self._device).eval()
         self._max_tokens = int(self._model.config.get_text_config().max_position_embeddings)
         self._shared = _steered(self._model.base_model, self._device)
@@ -165,15 +167,19 @@ def encode(tokenizer: Any, prompt: Conversation, answer: str) -> tuple[list[int]
 
     The one place where training and scoring apply the chat template. The template writes its own BOS, so none is added,
     and the two parts are tokenized apart, as a policy that generates after the prompt sees them. Raises UserError where
-    there is no template, or where it does not render an answer as the continuation of its prompt.
+    there is no template, or where it refuses them or does not render an answer as the continuation of its prompt.
     """
     where = getattr(tokenizer, "name_or_path", "") or "the model"
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer of {where} has no chat template: use a chat model")
     turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
     answered = [*turns, {"role": "assistant", "content": answer}]
-    head: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    whole: str = tokenizer.apply_chat_template(answered, tokenize=False)
+    try:
+        head: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        whole: str = tokenizer.apply_chat_template(answered, tokenize=False)
+    except TemplateError as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"the chat template of {where} refuses a conversation: {said}") from None
     tail = whole.removeprefix(head)
     if tail == whole:
         raise UserError(f"the chat template of {where} renders a prompt differently once it is answered: mend it")
@@ -202,7 +208,7 @@ def _load(path: str, dtype: torch.dtype) -> Any:
     require_head(path)
     with quiet():
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **OWN_FILES
         )
     if info["missing_keys"] or not hasattr(model, "score"):
         raise _no_head(path)
@@ -211,7 +217,7 @@ def _load(path: str, dtype: torch.dtype) -> Any:
 
 def require_head(path: str) -> None:
     """Raise UserError for a model whose configuration is not that of a reward model; its weights are not read."""
-    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    config = AutoConfig.from_pretrained(path, **OWN_FILES)
     if config.num_labels != 1 or not str((config.architectures or [""])[0]).endswith("ForSequenceClassification"):
         raise _no_head(path)
 

@@ -84,3 +84,26 @@ def test_pm_names_a_preference_model(tiny_checkpoint: Path, store: Store) -> Non
     assert isinstance(judge, PreferenceModel) and judge.name == f"pm:{tiny_checkpoint}"
     with pytest.raises(UnknownName, match="no model named 'smollm2-135'"):
         scorers.judge("pm:smollm2-135", store, silent)
+
+
+@pytest.mark.parametrize("judge", ["", "pm:"])
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("config.json", "[]", "config.json in"),
+        ("config.json", '{"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}', "code of its own"),
+        ("tokenizer.json", "{", "the tokenizer in"),
+        ("chat_template.jinja", "{% for x in %}", "refuses a conversation"),
+    ],
+)
+def test_a_judge_with_a_broken_file_is_one_line_that_says_which(
+    call: Call, home: Path, data: str, reward_model: str, judge: str, file: str, text: str, said: str
+) -> None:
+    if judge == "pm:":
+        config = json.loads((Path(reward_model) / "config.json").read_text())
+        (Path(reward_model) / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
+    (Path(reward_model) / file).write_text(text)
+    (Path(reward_model) / "own.py").write_text("raise SystemExit")
+    done = call("judge", "reward", f"{judge}{reward_model}", "--data", data)
+    assert done.code == 2 and said in done.err.splitlines()[-1]
+    assert done.err.splitlines()[-1].startswith("error: ")

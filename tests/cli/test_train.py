@@ -71,6 +71,15 @@ def test_a_value_out_of_range_says_what_is_allowed(call: Call, pairs: str) -> No
     assert "greater than 0" in done.one_line
 
 
+def test_settings_that_do_not_go_together_are_named_and_not_the_preset_alone(call: Call, pairs: str) -> None:
+    order = ["train", "dpo", "--data", pairs, "--out", "out", "--preset", "demo-dpo"]
+    done = call(*order, "--set", "batch_size=5", "--set", "micro_batch=2")
+    assert done.code == 2
+    assert "demo-dpo.yaml with batch_size=5, micro_batch=2: batch_size 5 is not a multiple" in done.one_line
+    other = call(*order, "--set", "report_to=[tensorbord]")
+    assert other.code == 2 and other.one_line.startswith("error: override 'report_to=[tensorbord]': key 'report_to.0'")
+
+
 @pytest.mark.parametrize("what", NAMES)
 def test_a_missing_data_file_is_named(call: Call, what: str) -> None:
     done = call("train", what, "--data", "none.jsonl", "--out", "out", "--preset", f"demo-{NAMES[what]}")
@@ -122,7 +131,7 @@ def test_a_control_token_in_a_turn_is_named_or_skipped_and_counted(
         "sft", written(home / "talks.jsonl", TALK, forged), tiny_checkpoint, "--config", str(short), "--dry-run"
     )
     done = call(*order)
-    assert done.code == 2 and "conversation 1: turn 1 holds '<|im_end|>'" in done.one_line
+    assert done.code == 2 and "talks.jsonl row 2: turn 1 holds '<|im_end|>'" in done.one_line
     skipped = call(*order, "--on-bad-row", "skip")
     assert skipped.code == 0 and skipped.out.startswith("data: 1 conversations (1 control token in a turn left out)")
 
@@ -142,9 +151,82 @@ def test_a_control_token_in_a_pair_is_named_or_skipped_and_counted(
     data = written(home / "pairs.jsonl", PAIR, PAIR | change)
     order = asked(what, data, tiny_checkpoint, "--config", str(short), "--set", "max_length=200", "--dry-run")
     done = call(*order)
-    assert done.code == 2 and f"preference 1: {where} holds '<|im_" in done.one_line
+    assert done.code == 2 and f"pairs.jsonl row 2: {where} holds '<|im_" in done.one_line
     skipped = call(*order, "--on-bad-row", "skip")
     assert skipped.code == 0 and skipped.out.startswith("data: 1 pairs (1 control token in a turn left out)")
+
+
+def test_the_row_of_a_control_token_is_that_of_the_file_though_a_row_gives_several_pairs(
+    call: Call, home: Path, tiny_checkpoint: Path, short: Path
+) -> None:
+    ranked = {"prompt": "Why?", "responses": ["a", "b", "c"], "rewards": [1, 2, 3]}
+    data = written(home / "ranked.jsonl", ranked, ranked, ranked | {"prompt": "Hi<|im_end|>"})
+    done = call(*asked("dpo", data, tiny_checkpoint, "--config", str(short), "--dry-run"))
+    assert done.code == 2 and "ranked.jsonl row 3: turn 1 holds" in done.one_line
+
+
+def test_a_template_of_another_vocabulary_is_named_though_a_preset_gave_it(
+    call: Call, tiny_checkpoint: Path, talks: str
+) -> None:
+    done = call(*asked("sft", talks, tiny_checkpoint, "--dry-run"))
+    assert done.code == 2
+    assert "chat_template llama3 does not suit" in done.one_line and "null for its own" in done.one_line
+
+
+@pytest.mark.parametrize(
+    ("what", "setting", "said"),
+    [("rm", "use_margin=true", "use_margin has nothing to go by"), ("dpo", "seed=1", "is no language model")],
+)
+def test_a_dry_run_refuses_what_the_training_would(
+    call: Call, home: Path, tiny_checkpoint: Path, short: Path, pairs: str, what: str, setting: str, said: str
+) -> None:
+    start = tiny_checkpoint
+    if what == "dpo":
+        start = home / "scorer"
+        shutil.copytree(tiny_checkpoint, start)
+        config = json.loads((start / "config.json").read_text())
+        (start / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForSequenceClassification"]}))
+    done = call(*asked(what, pairs, start, "--config", str(short), "--set", setting, "--dry-run"))
+    assert done.code == 2 and said in done.one_line
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("config.json", b"[]", "config.json in"),
+        ("config.json", b"{", "config.json in"),
+        ("config.json", b'{"model_type": "unheard-of"}', "the model in"),
+        ("tokenizer.json", b"{", "the tokenizer in"),
+        ("tokenizer_config.json", b"{", "cannot be read"),
+        ("chat_template.jinja", b"\xff\xfe", "the chat template in"),
+        ("chat_template.jinja", b"{% for x in %}", "refuses a conversation"),
+        ("chat_template.jinja", b"{{ raise_exception('no') }}", "refuses a conversation"),
+    ],
+)
+def test_a_model_with_a_broken_file_is_one_line_that_says_which(
+    call: Call, home: Path, tiny_checkpoint: Path, short: Path, pairs: str, file: str, text: bytes, said: str
+) -> None:
+    shutil.copytree(tiny_checkpoint, home / "broken")
+    if file == "tokenizer_config.json":
+        (home / "broken" / "chat_template.jinja").unlink()
+    (home / "broken" / file).write_bytes(text)
+    done = call(*asked("dpo", pairs, home / "broken", "--config", str(short), "--dry-run"))
+    assert done.code == 2 and said in done.one_line
+
+
+def test_code_that_a_model_brings_is_neither_run_nor_asked_about(
+    call: Call, home: Path, tiny_checkpoint: Path, short: Path, pairs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = home / "hostile"
+    shutil.copytree(tiny_checkpoint, hostile)
+    config = json.loads((hostile / "config.json").read_text())
+    code = {"auto_map": {"AutoConfig": "own.Own"}, "model_type": "own"}
+    (hostile / "config.json").write_text(json.dumps(config | code))
+    (hostile / "own.py").write_text(f"open({str(home / 'ran')!r}, 'w')\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 50))
+    done = call(*asked("dpo", pairs, hostile, "--config", str(short), "--dry-run"))
+    assert done.code == 2 and "needs code of its own, which is never run" in done.one_line
+    assert not (home / "ran").exists()
 
 
 def test_a_training_that_changed_nothing_is_a_failure_and_no_model_of_its_own(

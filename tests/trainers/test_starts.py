@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -57,3 +58,34 @@ def test_a_model_whose_files_lack_a_weight_is_refused(
             get_backend(backend).train_sft(sft_recipe(), talks(2), start, tmp_path / "out")
         else:
             get_backend(backend).train_reward(reward_recipe(), sums(0, 4), start, tmp_path / "out")
+
+
+@pytest.mark.parametrize("backend", ["torch", "trl"])
+@pytest.mark.parametrize("what", ["sft", "rm"])
+def test_weights_of_another_shape_than_the_configuration_says_are_one_line(
+    tiny: Checkpoint, tmp_path: Path, backend: str, what: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny.path, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"][:-1].contiguous()
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    start = Checkpoint(str(broken), checkpoint_digest(broken))
+    with pytest.raises(UserError, match=r"broken holds weights of other shapes than its config\.json says"):
+        if what == "sft":
+            get_backend(backend).train_sft(sft_recipe(), talks(2), start, tmp_path / "out")
+        else:
+            get_backend(backend).train_reward(reward_recipe(), sums(0, 4), start, tmp_path / "out")
+
+
+@pytest.mark.parametrize("backend", ["torch", "trl"])
+def test_a_kind_of_model_that_transformers_does_not_know_is_one_line(
+    tiny: Checkpoint, tmp_path: Path, backend: str
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny.path, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"model_type": "unheard-of"}))
+    start = Checkpoint(str(other), checkpoint_digest(other))
+    with pytest.raises(UserError, match=r"the model in .*other cannot be read \(ValueError: .*unheard-of"):
+        get_backend(backend).train_sft(sft_recipe(), talks(2), start, tmp_path / "out")

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_bench.harness.checkpoint import DECISIVE, chat_template_digest
+from rlhf_bench.harness.checkpoint import DECISIVE, OWN_FILES, chat_template_digest
 from rlhf_bench.harness.errors import UnknownName, UserError
 from rlhf_bench.harness.files import user_path
 from rlhf_bench.harness.types import Checkpoint, Conversation, Message
+from rlhf_bench.trainers.starts import config_of, unreadable
 
 HERE = Path(__file__).parent
 TEMPLATE, GENERATION = "chat_template.jinja", "generation_config.json"
@@ -31,13 +32,18 @@ def check_talks(start: Checkpoint, given: str | None = None) -> None:
 
 
 def tokenizer_at(folder: Path) -> Any:
-    """The tokenizer of the model in this folder. Raises UserError where its files cannot be read."""
-    from transformers import AutoTokenizer
+    """The tokenizer of the model in this folder. Raises UserError where these, or its configuration, cannot be read."""
+    from transformers import AutoConfig, AutoTokenizer
 
+    config_of(folder)
+    try:  # a kind of model that is not known, or has code of its own, is refused here and not after long work
+        AutoConfig.from_pretrained(folder, **OWN_FILES)
+    except Exception as error:
+        raise unreadable(f"the model in {folder}", error) from error
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, **OWN_FILES)
     except Exception as error:  # it raises whatever the files lead it to
-        raise UserError(f"the tokenizer in {folder} cannot be read ({type(error).__name__}): restore it") from error
+        raise unreadable(f"the tokenizer in {folder}", error) from error
 
 
 def dressed(start: Checkpoint, template: str, folder: Path) -> Checkpoint:
@@ -62,6 +68,27 @@ def dressed(start: Checkpoint, template: str, folder: Path) -> Checkpoint:
         except OSError:  # another process was first
             shutil.rmtree(draft)
     return replace(start, path=str(folder))
+
+
+def wearing(tokenizer: Any, template: str | None, start: Checkpoint) -> Any:
+    """The tokenizer of `start` with the template that the recipe gives it, if it gives one.
+
+    Raises UserError where answers by that template cannot be trained on, as with another vocabulary's control tokens.
+    """
+    from rlhf_bench.trainers.data import encode_conversation
+
+    if template is None:
+        return tokenizer
+    tokenizer.chat_template = template_text(template)
+    try:
+        encode_conversation(tokenizer, (Message("user", "Why?"), Message("assistant", "Because.")))
+    except UserError as fault:
+        own = ", or null for its own" if chat_template_digest(Path(start.path)) else ""
+        raise UserError(
+            f"chat_template {template} does not suit {start.path} ({fault}): set one whose control tokens are in its "
+            f"vocabulary{own}"
+        ) from None
+    return tokenizer
 
 
 def check_data(tokenizer: Any, said: Sequence[Conversation], folder: Path | None = None) -> None:
@@ -94,11 +121,9 @@ def _packaged() -> list[str]:
 
 def _ends(start: Path, draft: Path) -> list[int]:
     """The token that ends an answer by the new template, and those at which the model stopped before."""
-    from transformers import AutoTokenizer
-
     from rlhf_bench.trainers.data import encode_conversation, stops_of
 
-    tokenizer = AutoTokenizer.from_pretrained(draft, local_files_only=True)
+    tokenizer = tokenizer_at(draft)
     ids, learned = encode_conversation(tokenizer, (Message("user", "Why?"), Message("assistant", "Because.")))
     last = max(place for place, own in enumerate(learned) if own)
     return [ids[last], *sorted(stops_of(start) - {ids[last]})]

@@ -11,16 +11,17 @@ from typing import Any
 import peft
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.shared_prompt import Packed, by_segments, can_share, pack
 from rlhf_bench.harness.types import Checkpoint
 from rlhf_bench.trainers.adapters import adapted
 from rlhf_bench.trainers.backends import DRAFT, METRICS
+from rlhf_bench.trainers.chat import tokenizer_at
 from rlhf_bench.trainers.plain.logps import token_logps
 from rlhf_bench.trainers.recipes import LoRA, Training
-from rlhf_bench.trainers.starts import HEAD, whole
+from rlhf_bench.trainers.starts import HEAD, opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,7 @@ def _read(cls: Any, checkpoint: Checkpoint, recipe: Training, dtype: torch.dtype
 
 
 def _opened(cls: Any, checkpoint: Checkpoint, dtype: torch.dtype, **options: Any) -> Any:
-    options |= {"dtype": dtype, "local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-    return whole(cls.from_pretrained(checkpoint.path, **options), checkpoint.path, new=(HEAD,))
+    return opened(cls, checkpoint.path, new=(HEAD,), dtype=dtype, **options)
 
 
 def _taken_apart(model: Any, lm_head: Any, recipe: Training) -> Loaded:
@@ -137,7 +137,7 @@ def _adapters(lora: LoRA, model: Any, *, new_head: bool) -> peft.LoraConfig:
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Any:
-    return AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    return tokenizer_at(Path(checkpoint.path))
 
 
 def padding_token(tokenizer: Any, last: set[int]) -> int:

@@ -10,19 +10,20 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import AutoTokenizer, BitsAndBytesConfig
+from transformers import BitsAndBytesConfig
 
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.types import Checkpoint
 from rlhf_bench.trainers.adapters import adapted
+from rlhf_bench.trainers.chat import tokenizer_at
 from rlhf_bench.trainers.recipes import Training
-from rlhf_bench.trainers.starts import HEAD, whole
+from rlhf_bench.trainers.starts import HEAD, opened
 from rlhf_bench.trainers.trl.options import check_bits
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Any:
     """The checkpoint's own tokenizer."""
-    return AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    return tokenizer_at(Path(checkpoint.path))
 
 
 def padding(tokenizer: Any, last: Iterable[int]) -> int:
@@ -124,8 +125,7 @@ def _whole(trainer: Any, recipe: Training, cls: Any, start: Checkpoint, **kwargs
 
 
 def _load(cls: Any, checkpoint: Checkpoint, dtype: torch.dtype, **kwargs: Any) -> Any:
-    kwargs |= {"dtype": dtype, "local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-    return whole(cls.from_pretrained(checkpoint.path, **kwargs), checkpoint.path, new=(HEAD,))
+    return opened(cls, checkpoint.path, new=(HEAD,), dtype=dtype, **kwargs)
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -120,11 +120,17 @@ def judge(
         from rlhf_bench.harness.dry import DryJudge
 
         return DryJudge(spec)
+    from rlhf_bench.trainers.chat import tokenizer_at
+
     if kind == "pm":
         from rlhf_bench.harness.judges.preference import PreferenceModel
         from rlhf_bench.harness.models import resolve
 
-        return PreferenceModel(resolve(name, models or store, track), name=spec)
+        model = resolve(name, models or store, track)
+        tokenizer_at(Path(model.path))  # says in one line what cannot be read
+        return PreferenceModel(model, name=spec)
     from rlhf_bench.harness.judges.reward import RewardModel
 
-    return RewardModel(reward_checkpoint(spec, store, track), name=spec)
+    model = reward_checkpoint(spec, store, track)
+    tokenizer_at(Path(model.path))
+    return RewardModel(model, name=spec)

@@ -154,7 +154,7 @@ def _train(asked: Asked, reference: str | None = None) -> None:
     trainer = get_backend(asked.backend)
     if asked.model is not None and asked.kind != "dpo":
         recipe = recipe.model_copy(update={"base": asked.model})
-    rows, skipped = _rows(asked)
+    rows, places, skipped = _rows(asked)
     out = asked.out.absolute()
     track = _track(out.with_name(out.name + ".work") / METRICS)
     with lookup.open_store() as store:
@@ -162,7 +162,8 @@ def _train(asked: Asked, reference: str | None = None) -> None:
         start = resolve(policy if asked.kind == "dpo" else recipe.base, store, track)
         anchor = start if reference is None else resolve(reference, store, track)
         trainer.check(recipe, None if asked.dry_run else start)
-        rows, plan = _planned(recipe, rows, skipped, start, asked.on_bad_row)
+        models = [start, anchor] if asked.kind == "dpo" else [start]
+        rows, plan = _planned(asked, recipe, rows, places, skipped, models)
         if asked.dry_run and asked.json:
             show.as_json({"recipe": recipe, "plan": plan, "skipped": skipped, "needs": recipe.needs})
         elif not asked.json and not rank():
@@ -189,15 +190,17 @@ def _track(metrics: Path) -> Track:
     return silent if rank() else show.bars(live.note(metrics))
 
 
-def _rows(asked: Asked) -> tuple[list[Any], dict[str, int]]:
-    """The data as the recipe takes them, and how many rows were left out, by reason."""
+def _rows(asked: Asked) -> tuple[list[Any], list[str], dict[str, int]]:
+    """The data as the recipe takes them, the row that each is from, and how many were left out, by reason."""
     from rlhf_bench.trainers.data import read_conversations, read_preferences
 
     if asked.data == lookup.DEMO:
-        return _demo(asked.kind), {}
+        packaged = _demo(asked.kind)
+        return packaged, [f"{lookup.DEMO} row {number}" for number in range(1, len(packaged) + 1)], {}
     read = read_conversations if asked.kind == "sft" else read_preferences
     rows: Any = read(asked.data, form=asked.form, on_bad_row=asked.on_bad_row)
-    return list(rows), {reason: count for reason, count in rows.skipped.items() if count}
+    places = [f"{asked.data} row {number}" for number in rows.numbers]
+    return list(rows), places, {reason: count for reason, count in rows.skipped.items() if count}
 
 
 def _demo(kind: Kind) -> list[Any]:
@@ -212,39 +215,43 @@ def _demo(kind: Kind) -> list[Any]:
 
 
 def _planned(
-    recipe: Training, rows: list[Any], skipped: dict[str, int], start: Checkpoint, on_bad_row: str
+    asked: Asked,
+    recipe: Training,
+    rows: list[Any],
+    places: Sequence[str],
+    skipped: dict[str, int],
+    models: Sequence[Checkpoint],
 ) -> tuple[list[Any], TrainingPlan]:
     """The plan, and the rows without those whose text the model's tokenizer takes for control tokens."""
-    from transformers import AutoTokenizer
-
-    from rlhf_bench.trainers.chat import check_talks, template_text
+    from rlhf_bench.harness.types import Preference
+    from rlhf_bench.trainers.backends import check_given
+    from rlhf_bench.trainers.chat import check_data, tokenizer_at, wearing
     from rlhf_bench.trainers.plan import plan_of
     from rlhf_bench.trainers.recipes import SFTRecipe
     from rlhf_bench.trainers.rows import room
 
+    check_given(recipe, rows, *models)
+    start = models[0]
     given = recipe.chat_template if isinstance(recipe, SFTRecipe) else None
-    check_talks(start, given)
-    tokenizer = AutoTokenizer.from_pretrained(start.path, local_files_only=True)
-    if given is not None:
-        tokenizer.chat_template = template_text(given)
-    rows = _without_control_tokens(tokenizer, rows, skipped, on_bad_row)
+    tokenizer = wearing(tokenizer_at(Path(start.path)), given, start)
+    rows = _without_control_tokens(tokenizer, rows, places, skipped, asked.on_bad_row)
+    if asked.kind != "preference":  # which puts everything into one turn
+        check_data(tokenizer, [row.prompt if isinstance(row, Preference) else row for row in rows])
     return rows, plan_of(recipe, rows, tokenizer, room(recipe, start))
 
 
 def _without_control_tokens(
-    tokenizer: Any, rows: list[Any], skipped: dict[str, int], on_bad_row: str
+    tokenizer: Any, rows: list[Any], places: Sequence[str], skipped: dict[str, int], on_bad_row: str
 ) -> list[Conversation] | list[Preference]:
-    from rlhf_bench.harness.types import Preference
     from rlhf_bench.trainers.data import BadRow, check_text
 
     kept = []
-    for number, row in enumerate(rows):
+    for place, row in zip(places, rows, strict=True):
         try:
             check_text(tokenizer, row)
         except BadRow as fault:
             if on_bad_row == "fail":
-                what = "preference" if isinstance(row, Preference) else "conversation"
-                raise UserError(f"{what} {number}: {fault}; mend it, or --on-bad-row skip") from None
+                raise UserError(f"{place}: {fault}; mend it, or --on-bad-row skip") from None
             skipped[fault.reason] = skipped.get(fault.reason, 0) + 1
         else:
             kept.append(row)
