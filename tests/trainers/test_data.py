@@ -364,6 +364,28 @@ def test_deeply_nested_json_is_a_bad_row(tmp_path: Path) -> None:
     assert read_preferences(path, on_bad_row="skip").skipped == {"no JSON": 1}
 
 
+def test_scores_whose_difference_is_no_number_are_a_bad_row(tmp_path: Path) -> None:
+    row = {"prompt": "Why?", "chosen": "a", "rejected": "b", "score_chosen": 1e308, "score_rejected": -1e308}
+    with pytest.raises(UserError, match="row 1: the difference of the scores is inf, which is not finite"):
+        read_preferences(written(tmp_path / "a.jsonl", row))
+
+
+def test_half_a_character_in_a_ranked_answer_is_a_bad_row(tmp_path: Path) -> None:
+    row = {"prompt": "Why?", "responses": ["So.", "cut \ud83d", ""], "rewards": [1.0, 2.0, 3.0]}
+    path = written(tmp_path / "a.jsonl", row)
+    with pytest.raises(UserError, match="row 1: response 2 holds half of a character"):
+        read_preferences(path)
+    path.write_text(path.read_text().replace("\\ud83d", ""), encoding="utf-8")
+    assert [pair.chosen for pair in read_preferences(path)] == ["cut "]
+
+
+def test_rewards_whose_difference_is_no_number_give_no_pair(tmp_path: Path) -> None:
+    row = {"prompt": "Why?", "responses": ["a", "b", "c"], "rewards": [1e308, -1e308, 0]}
+    read = read_preferences(written(tmp_path / "a.jsonl", row))
+    assert [pair.margin for pair in read] == [1e308, 1e308]
+    assert read.skipped["pairs whose scores differ by more than a number holds"] == 1
+
+
 def test_a_column_that_is_there_twice_is_not_guessed_at(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("prompt,chosen,prompt,rejected\nWhy?,Because.,How?,No.\n")
     with pytest.raises(UserError, match=r"a\.csv cannot be read \(column 'prompt' is there twice\)"):

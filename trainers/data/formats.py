@@ -107,7 +107,7 @@ def shp(row: Row) -> Preference:
     label = parse.number(row["labels"], "labels")
     a, b = (parse.text(row[f"human_ref_{side}"], f"human_ref_{side}") for side in "AB")
     scores = [parse.number(row[f"score_{side}"], f"score_{side}") for side in "AB" if f"score_{side}" in row]
-    margin = abs(scores[0] - scores[1]) if len(scores) == 2 else 1.0
+    margin = parse.number(abs(scores[0] - scores[1]), "the difference of the scores") if len(scores) == 2 else 1.0
     tags = {"score_ratio": repr(parse.number(row["score_ratio"], "score_ratio"))} if "score_ratio" in row else {}
     return _preference({"margin": margin, "tags": tags}, prompt, *((a, b) if label == 1 else (b, a)))
 
@@ -214,7 +214,7 @@ def _margin(row: Row) -> float:
     for names in SCORE_PAIRS:
         if all(name in row for name in names):
             better, worse = (parse.number(row[name], name) for name in names)
-            return better - worse
+            return parse.number(better - worse, "the difference of the scores")
     return 1.0
 
 
@@ -275,7 +275,8 @@ def _ranked(prompt: Conversation, responses: Any, rewards: Any, finish: Any) -> 
     if len(reasons) != len(responses) or any(reason not in ("stop", "length", "error") for reason in reasons):
         raise BadRow("rewards that do not fit", f"finish_reasons is {parse.short(finish)}: give stop, length or error")
     scores = [None if reward is None else parse.number(reward, "reward") for reward in rewards]
-    return Ranked(prompt, tuple(responses), tuple(scores), tuple(reasons))
+    answers = tuple(parse.whole(each, f"response {place}") for place, each in enumerate(responses, start=1))
+    return Ranked(prompt, answers, tuple(scores), tuple(reasons))
 
 
 def _is_hh(row: Row) -> bool:

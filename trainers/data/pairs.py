@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -29,6 +30,8 @@ def ranked_pairs(ranked: Ranked) -> tuple[list[Preference], Mapping[str, int]]:
             left_out["pairs with equal scores"] += 1
         elif chosen == rejected:
             left_out["pairs of identical answers"] += 1
+        elif not math.isfinite(better - worse):
+            left_out["pairs whose scores differ by more than a number holds"] += 1
         elif reason == "length":
             left_out["pairs whose better answer was cut"] += 1
         else:

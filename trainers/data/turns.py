@@ -45,6 +45,11 @@ def text(value: Any, name: str, empty: str = "empty text") -> str:
         raise BadRow("no text", f"{name} is {short(value)}: give text")
     if not value.strip():
         raise BadRow(empty, f"{name} is {short(value)}: give text")
+    return whole(value, name)
+
+
+def whole(value: str, name: str) -> str:
+    """Text of whole characters, or none. Raises BadRow for half of one, which no tokenizer takes."""
     if not value.isascii() and _SURROGATE.search(value):
         raise BadRow("no text", f"{name} holds half of a character ({short(value)}): it was cut or decoded wrongly")
     return value
