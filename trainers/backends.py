@@ -261,6 +261,9 @@ class Backend:
             raise UserError(
                 f"the back end '{self.name}' cannot be imported ({error}): install what it needs"
             ) from error
+        except Exception as error:  # another's module, which raises what it will
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(f"the back end '{self.name}' cannot be loaded ({said}): mend its package") from error
         if name not in dir(fit) and not hasattr(fit, name):  # the first way imports nothing
             raise UserError(f"the back end '{self.name}' has no {name}: use --backend trl")
         return fit

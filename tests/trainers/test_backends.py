@@ -72,6 +72,19 @@ def test_a_back_end_of_another_package_is_found_by_its_entry_point(
     assert made.recipe["backend"] == "mine" and made.recipe["pairs"] == 4
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("no_such_package:X", "cannot be imported"), ("tests.trainers.test_backends:NOT_THERE", "cannot be loaded")],
+)
+def test_a_back_end_that_does_not_load_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tiny: Checkpoint, tmp_path: Path, value: str, said: str
+) -> None:
+    point = EntryPoint("mine", value, backends.GROUP)
+    monkeypatch.setattr(backends, "entry_points", lambda group: [point] if group == backends.GROUP else [])
+    with pytest.raises(UserError, match=f"the back end 'mine' {said}"):
+        get_backend("mine").check(reward_recipe(), tiny)
+
+
 def test_a_back_end_that_lacks_a_recipe_says_which_has_it(tiny: Checkpoint, tmp_path: Path) -> None:
     class Rewards:
         fit_reward = Copies.fit_reward
