@@ -110,7 +110,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         ),
         (ValueError("postgresql://me:secret@host/db"), 4, None),
         (SystemExit(1), 4, None),
-        (KeyboardInterrupt(), 130, "interrupted; finished samples are kept: the same command goes on"),
+        (KeyboardInterrupt(), 130, "interrupted; what is finished is kept: the same command goes on"),
         (EOFError("truncated"), 4, "error: unexpected EOFError: truncated (RLHF_BENCH_DEBUG=1 shows the traceback)"),
     ],
 )
@@ -154,7 +154,7 @@ def test_ctrl_c_says_that_the_same_command_goes_on() -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "interrupted; finished samples are kept: the same command goes on\n"
+    assert err == "interrupted; what is finished is kept: the same command goes on\n"
 
 
 def test_debug_shows_the_traceback_and_keeps_the_exit_code(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

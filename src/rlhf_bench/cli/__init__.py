@@ -110,7 +110,7 @@ def main(args: list[str] | None = None) -> int:
         complain(f"error: a library ended the process ({error.code})")
         return FAULT
     if code == INTERRUPTED:
-        complain("interrupted; finished samples are kept: the same command goes on")
+        complain("interrupted; what is finished is kept: the same command goes on")
     return code if isinstance(code, int) else 0
 
 
