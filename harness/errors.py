@@ -6,7 +6,8 @@ What a user can mend is one branch, what the world did is the other.
     ├── UserError              the caller can mend it: one line that says what was given and what to do; exit code 2
     │   ├── UnknownName        a suite, benchmark, model, run or key that does not exist, with the nearest that does
     │   ├── MissingData        data or weights that are not here, with the command that gets them
-    │   └── ChangedCheckpoint  a registered checkpoint whose files are no longer what was registered
+    │   ├── ChangedCheckpoint  a registered checkpoint whose files are no longer what was registered
+    │   └── Busy               another process of the user's is doing the same
     └── Fault                  the world failed (disk, engine, judge, sandbox): nothing was scored; exit code 4
         ├── Outage             an endpoint that does not answer now: to wait is worth it, and what it said is kept
         ├── CorruptRow         a stored row that does not parse: it is never used as an answer
@@ -53,6 +54,10 @@ class MissingData(UserError):
 
 class ChangedCheckpoint(UserError):
     """The files of a registered checkpoint changed since it was registered."""
+
+
+class Busy(UserError):
+    """Another process is doing the same in the same folder."""
 
 
 class Fault(RlhfBenchError):

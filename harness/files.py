@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rlhf_bench.harness.errors import Fault, UserError
+from rlhf_bench.harness.errors import Busy, Fault, UserError
 
 
 def write(path: Path, text: str) -> None:
@@ -51,7 +51,7 @@ def flush(folder: Path) -> None:
 
 @contextmanager
 def only_one(folder: Path, doing: str) -> Iterator[None]:
-    """Hold the folder's lock, which goes when the process dies. Raises UserError where another process holds it."""
+    """Hold the folder's lock, which goes when the process dies. Raises Busy where another process holds it."""
     from filelock import FileLock, Timeout  # 10 ms that `--help` need not take
 
     try:
@@ -62,7 +62,7 @@ def only_one(folder: Path, doing: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"another process is {doing} in {folder}: wait for it") from None
+        raise Busy(f"another process is {doing} in {folder}: wait for it") from None
     try:
         yield
     finally:

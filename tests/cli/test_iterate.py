@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tests.cli.conftest import Call, Line
+
+from rlhf_bench.cli.iterate import _over
+from rlhf_bench.trainers.online import LoopConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -61,6 +66,10 @@ def test_a_mistake_in_the_config_is_one_line(call: Call, config: Path, line: Lin
         (["--only", "train", "--plan"], "--plan has no effect with --only"),
         (["--plan", "--from", "pair"], "--from has no effect with --plan"),
         (["--plan", "--probes"], "--probes has no effect with --plan"),
+        (["--only", "train", "--json"], "--json has no effect with --only"),
+        (["--json", "--probes"], "--probes has no effect with --json"),
+        (["--until", "train", "--json", "--probes"], "--probes has no effect with --until"),
+        (["--set=probes=null", "--probes"], "--probes has no effect with 'probes: null' in the config"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(
@@ -130,3 +139,28 @@ def test_a_loop_that_is_no_file_and_not_packaged_is_one_line(call: Call, home: P
     done = call("iterate", "papr")
     assert done.code == 2
     assert "Did you mean 'paper'?" in done.one_line
+
+
+@pytest.mark.parametrize(
+    ("on_hold", "at", "over"),
+    [
+        ("continue", (1, 0, "reject"), False),
+        ("continue", (2, 0, "reject"), True),
+        ("follow", (1, 0, "inconclusive"), False),
+        ("stop", (1, 0, "promote"), False),
+        ("stop", (1, 0, "inconclusive"), True),
+        ("retry", (1, 0, "reject"), False),
+        ("retry", (1, 1, "promote"), False),  # two decisions of two iterations, and only the first is decided
+        ("retry", (2, 0, "promote"), True),
+        ("retry", (2, 0, "reject"), False),
+        ("retry", (1, 1, "reject"), True),
+    ],
+)
+def test_a_loop_is_over_after_its_last_iteration_or_where_it_stops(
+    on_hold: str, at: tuple[int, int, str], over: bool
+) -> None:
+    retries = [{"dpo.beta": 0.2}] if on_hold == "retry" else []
+    config = LoopConfig.model_validate({"name": "mine", "iterations": 2, "on_hold": on_hold, "retries": retries})
+    number, attempt, outcome = at
+    last: Any = SimpleNamespace(number=number, attempt=attempt, verdict=SimpleNamespace(outcome=outcome))
+    assert _over(config, [last]) is over and not _over(config, [])

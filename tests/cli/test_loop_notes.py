@@ -13,6 +13,7 @@ from tests.cli.loops import Loop, result
 from tests.conftest import light
 
 from rlhf_bench.harness.engines.hf import HFEngine
+from rlhf_bench.harness.files import only_one
 from rlhf_bench.harness.types import Request
 from rlhf_bench.trainers.online.probes import read_probes
 
@@ -79,3 +80,46 @@ def test_the_progress_of_each_stage_says_what_the_whole_run_still_takes(iterate:
         for stage in ("answers", "rewards", "train dpo", "measure: answers", "measure: grades"):
             assert any(line.startswith(f"iteration {number} of 2: {stage}: ") for line in lines), (number, stage)
     assert all(re.search(r"whole run: (more than )?(\d+h)?(\d+m)?\d*s? left$", line) for line in lines)
+
+
+def test_a_plan_that_fails_ends_no_loop(iterate: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*asked: Any, **named: Any) -> Any:
+        raise ValueError("a template of somebody's")
+
+    expected = result(iterate("whole"))
+    monkeypatch.setattr("rlhf_bench.cli.online.loop_plan", breaks)
+    assert result(iterate("mine")) == expected
+
+
+def test_a_plan_needs_no_key_of_the_judge(
+    iterate: Loop, call: Call, home: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLHF_BENCH_DATA", str(mirror))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    asked = ("iterate", str(home / "loop.yaml"), "--set=judge=openai:gpt-4o-mini", "--json")
+    done = call(*asked, "--plan")
+    assert done.code == 0 and done.err == "" and done.json["plan"]["total"]["judge_calls"] == 2 * 4
+    assert "needs a key" in call(*asked).one_line
+
+
+def test_an_owner_is_not_told_that_a_loop_stopped_which_another_process_runs(iterate: Loop, home: Path) -> None:
+    told = home / "told"
+    with only_one(iterate.work("mine"), "running this loop"):
+        done = iterate("mine", f"notify.command=[tee, -a, {told}]")
+    assert done.code == 2 and "another process is running this loop" in done.one_line
+    assert not told.exists()
+    assert iterate("mine", f"notify.command=[tee, -a, {told}]", "dpo.learning_rate=1.0e-30").code == 4
+    assert '"event": "stopped"' in told.read_text()
+
+
+def test_a_judge_that_is_the_reward_is_told_by_the_benchmarks_that_it_judges(iterate: Loop) -> None:
+    out = iterate("mine", json=False).out
+    assert "note: scripted:longer judges demo-chat and is also the training reward: optimistic;" in out
+    assert "what does not depend on it: demo-arithmetic\n" in out
+
+
+def test_a_loop_that_stopped_is_shown_whatever_stage_it_was_to_end_with(iterate: Loop, call: Call, home: Path) -> None:
+    assert iterate("mine", "iterations=2", "on_hold=stop").code == 0
+    changes = ("--set=iterations=2", "--set=on_hold=stop")
+    done = call("iterate", str(home / "loop.yaml"), *changes, "--until", "train")
+    assert done.code == 0 and "lineage" in done.out and "ended after" not in done.out

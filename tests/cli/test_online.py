@@ -243,6 +243,24 @@ def test_a_reward_model_that_reads_no_answers_is_refused_by_the_plan(
         plan(store, settings)
 
 
+def test_a_policy_whose_template_refuses_the_prompts_is_refused_by_the_plan(
+    store: Store, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    policy = shutil.copytree(tiny_checkpoint, tmp_path / "policy")
+    (policy / "chat_template.jinja").write_text("{{ raise_exception('no users') }}")
+    with pytest.raises(UserError, match=r"refuses prompts of user \(no users\)"):
+        plan(store, config(model=str(policy)))
+
+
+def test_a_name_that_means_nothing_is_a_note_of_the_plan(store: Store, tiny_checkpoint: Path) -> None:
+    there = str(tiny_checkpoint)
+    unknown = config(model="sft", reward="pm:nope", answers={"n": 4, "policies": ["initial", "hf:org/name"]})
+    notes = [note for note in plan(store, unknown).notes if note.startswith("nothing here is called")]
+    assert [note.split("'")[1] for note in notes] == ["sft", "nope"]
+    for known in (config(model=there, reward=there), config(model=there), config(model=there, reward="openai:some")):
+        assert not any(note.startswith("nothing here") for note in plan(store, known).notes)
+
+
 def test_prompts_that_are_there_twice_are_told_and_not_counted(store: Store) -> None:
     few = lookup.prompts("demo")[:10]
     again = [replace(each, id=f"again-{each.id}") for each in few]

@@ -90,6 +90,17 @@ def test_a_short_job_has_two_lines_in_a_log(capsys: pytest.CaptureFixture[str]) 
     assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == ["answers: 0/50", "answers: 50/50"]
 
 
+def test_what_a_server_said_cannot_drive_the_terminal_from_a_label(capsys: pytest.CaptureFixture[str]) -> None:
+    label = "waiting (\x9b2J\x1b[2J http://me:verysecret@host)"
+    with show.bars()(label, 1) as advance:
+        advance(1)
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=200)
+    with show._live(terminal)(label, 1):
+        pass
+    for said in (capsys.readouterr().err, terminal.file.getvalue()):  # type: ignore[attr-defined]
+        assert "waiting (\\x9b2J\\x1b[2J http://***@host)" in said and "\x9b" not in said and "\x1b[2J" not in said
+
+
 def test_progress_of_nothing_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with show.bars()("answers", 0) as advance:
         advance(0)

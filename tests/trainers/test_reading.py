@@ -1,4 +1,7 @@
-"""trainers/chat/reading.py: a reward model that would score something else than the answers is named in one line."""
+"""trainers/chat/reading.py: a reward model that would score something else than the answers is named in one line.
+
+So is a policy whose chat template refuses the prompts.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from rlhf_bench.harness.checkpoint import checkpoint_digest
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.types import Checkpoint, Conversation, Message
 from rlhf_bench.trainers.backends import get_backend
-from rlhf_bench.trainers.chat.reading import check_reads
+from rlhf_bench.trainers.chat.reading import check_asks, check_reads
 
 USER, SYSTEM = Message("user", "Why?"), Message("system", "Be brief.")
 TALK = (USER, Message("assistant", "So."), USER)
@@ -101,3 +104,11 @@ def test_a_record_that_is_not_ours_says_nothing(made: Made, text: str) -> None:
     model = made()
     (Path(model.path) / "recipe.json").write_text(text)
     check_reads(model)
+
+
+def test_a_policy_whose_template_refuses_an_order_of_roles_is_told(made: Made) -> None:
+    policy = made("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no\nsystem') }}{% endif %}" + CHATML)
+    check_asks(policy, [(USER,), TALK])
+    with pytest.raises(UserError, match=r"refuses prompts of system, user \(no system\): take them out") as told:
+        check_asks(policy, [(USER,), TALK, (SYSTEM, USER)])
+    assert "\n" not in str(told.value)

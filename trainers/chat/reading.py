@@ -1,5 +1,7 @@
 """Whether a reward model reads what it is to score: its record, its chat template and its tokenizer, by a probe.
 
+Of a policy, whether its chat template takes the prompts.
+
 A reward model renders a conversation by its own template, so another one than the policy's is no fault. Faults are what
 makes it score something else: a template that it was not trained with, one that leaves answers or turns out, changes
 them, refuses the prompts' roles or writes BOS twice, and a tokenizer that is not its model's.
@@ -46,6 +48,29 @@ def check_reads(model: Checkpoint, prompts: Iterable[Conversation] = ()) -> None
             )
 
 
+def check_asks(model: Checkpoint, prompts: Iterable[Conversation]) -> None:
+    """Raise UserError, one line, where the chat template of a policy refuses an order of roles that prompts have."""
+    from jinja2 import TemplateError
+
+    from rlhf_bench.trainers.chat import tokenizer_at
+
+    tokenizer = tokenizer_at(Path(model.path))
+    for roles, said in {tuple(turn.role for turn in said): said for said in prompts}.items():
+        turns = [{"role": turn.role, "content": turn.content} for turn in said]
+        try:
+            tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise _refused(model.path, roles, error) from None
+
+
+def _refused(name: str, roles: Sequence[str], error: Exception) -> UserError:
+    why = " ".join(str(error).split())[:200]
+    return UserError(
+        f"the chat template of {name} refuses prompts of {', '.join(roles)} ({why}): take them out, or take another "
+        "model"
+    )
+
+
 def _check_shape(tokenizer: Any, name: str, shape: Sequence[Literal["system", "user", "assistant"]]) -> list[int]:
     """The token ids of an answer to a prompt of these roles."""
     from jinja2 import TemplateError
@@ -60,10 +85,7 @@ def _check_shape(tokenizer: Any, name: str, shape: Sequence[Literal["system", "u
             raise UserError(f"the chat template of {name} leaves an answer out or changes it: mend it")
         heads, tails = zip(*(encode(tokenizer, prompt, answer) for answer in ANSWERS), strict=True)
     except (TemplateError, TypeError, ValueError, KeyError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"the chat template of {name} refuses prompts of {roles} ({why}): take them out, or take another model"
-        ) from None
+        raise _refused(name, shape, error) from None
     for turn in prompt:
         if turn.content not in texts[0]:
             raise UserError(

@@ -9,7 +9,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -49,6 +49,9 @@ FIXED = (
     "limit",
     "launch",
     "on_hold",
+    "retries",
+    "partial",
+    "patience_s",
     "probes",
     "notify",
 )
@@ -65,7 +68,7 @@ class AnswersConfig(Config):
     """
 
     n: int = Field(8, ge=2)
-    temperatures: tuple[float, ...] = Field((1.0, 0.7), min_length=1)
+    temperatures: tuple[Annotated[float, Field(ge=0)], ...] = Field((1.0, 0.7), min_length=1)
     policies: tuple[str, ...] = Field(("current",), min_length=1)
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(2048, ge=1)
@@ -79,6 +82,8 @@ class AnswersConfig(Config):
             of = f"{len(self.temperatures)} temperatures"
             of += f" × {len(self.policies)} policies" if len(self.policies) > 1 else ""
             raise ValueError(f"n is {self.n}: it must be a multiple of the {of}")
+        if not any(self.temperatures) and len(set(self.policies)) == 1:
+            raise ValueError("at temperature 0 all answers to a prompt are the same: give one above it")
         return self
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rlhf_bench.harness.checkpoint import decisive_files
+from rlhf_bench.harness.checkpoint import chat_template_digest, decisive_files
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.models import HUB, engine_here
 from rlhf_bench.harness.prices import CHARS_PER_TOKEN
@@ -29,7 +29,7 @@ from rlhf_bench.harness.types import Checkpoint, Request, Sample
 from rlhf_bench.harness.weights import BUILTIN, cache_dir
 from rlhf_bench.trainers.backends import METRICS
 from rlhf_bench.trainers.chat import tokenizer_at
-from rlhf_bench.trainers.chat.reading import check_reads
+from rlhf_bench.trainers.chat.reading import check_asks, check_reads
 from rlhf_bench.trainers.filters import token_count
 from rlhf_bench.trainers.online.ahead import Counted
 from rlhf_bench.trainers.online.config import LoopConfig, Stage
@@ -253,8 +253,11 @@ def lacking(config: LoopConfig, folder: Path | None) -> list[str]:
     return []
 
 
-def check_reward(config: LoopConfig, store: Store, prompts: Sequence[Sample]) -> None:
-    """Raise UserError where the reward model is on this machine, and would not read the answers to these prompts."""
+def check_templates(config: LoopConfig, store: Store, prompts: Sequence[Sample]) -> None:
+    """Raise UserError where the policy or the reward model is on this machine, and would not read these prompts."""
+    policy = local_folder(config.model, store)
+    if policy is not None and chat_template_digest(policy):
+        check_asks(Checkpoint(str(policy), ""), map(conversation, prompts))
     folder = None if config.ranks or config.preferences is not None else local_folder(config.reward, store)
     if folder is not None:
         check_reads(Checkpoint(str(folder), ""), map(conversation, prompts))

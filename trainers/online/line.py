@@ -21,6 +21,7 @@ from rlhf_bench.harness.store import Store
 from rlhf_bench.harness.types import Checkpoint, Preference, Report, Sample
 from rlhf_bench.trainers.backends import get_backend
 from rlhf_bench.trainers.chat import check_talks, tokenizer_at
+from rlhf_bench.trainers.chat.reading import check_asks
 from rlhf_bench.trainers.online.config import LoopConfig, Stage, settings_of
 from rlhf_bench.trainers.online.planned import recipe_of
 from rlhf_bench.trainers.online.pool import batch, prompts_of, sift
@@ -88,7 +89,8 @@ def begin(line: Line) -> Checkpoint:
         verify(start)
         return start
     _check_prompts(line.prompts)
-    batch(line.prompts if config.preferences is None else prompts_of(line.preferences), config, 1, 0)
+    asked = line.prompts if config.preferences is None else prompts_of(line.preferences)
+    batch(asked, config, 1, 0)
     engine = engine_here(config.answers.engine)
     start = resolve(config.model, store, line.track)
     champion = store.champion()
@@ -99,6 +101,7 @@ def begin(line: Line) -> Checkpoint:
         )
     check_talks(start)
     check_speaks(start)
+    check_asks(start, map(conversation, asked))
     _check_names(line)
     check_recipes(config, start)
     left_out = _left_out(line, tokenizer_at(Path(start.path)))
@@ -129,12 +132,22 @@ def _left_out(line: Line, tokenizer: Any) -> list[str]:
 
 
 def check_unchanged(line: Line) -> None:
-    """Raise UserError where the settings, the policy, the data or the reward are not those that the loop began with."""
+    """Raise UserError where the settings, the policy, the data or the reward are not those that the loop began with.
+
+    Nor may there be fewer iterations than are decided: the result would leave some out.
+    """
     now, before = _fixed(line), begun(line)["settings"]
     changed = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
     if changed:
         raise UserError(
             f"loop '{line.config.name}' was begun with another {', '.join(changed)}: give the changed loop another name"
+        )
+    numbers = [path.parent.name.partition("-")[2] for path in line.work.glob("iteration-*/verdict-*.json")]
+    last = max((int(number) for number in numbers if number.isdecimal()), default=0)
+    if last > line.config.iterations:
+        raise UserError(
+            f"iterations is {line.config.iterations}, and loop '{line.config.name}' has decided iteration {last}: it "
+            "may only grow"
         )
 
 

@@ -160,7 +160,8 @@ def run_stage(line: Line, name: Stage, number: int, attempt: int) -> None:
     _check_stage(line.config, name)
     path = line.work / f"iteration-{number}" / f"begun-{attempt}.json"
     if not path.exists():
-        raise UserError(f"loop '{line.config.name}' has not begun iteration {number}: run `rlhf-bench iterate`")
+        where = f"iteration {number}" + (f", retry {attempt}" if attempt else "")
+        raise UserError(f"loop '{line.config.name}' has not begun {where}: run `rlhf-bench iterate`")
     check_unchanged(line)
     said = json.loads(path.read_text(encoding="utf-8"))
     roles = _Roles(*(registered(line.store, said[each.name]) for each in fields(_Roles)))

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rlhf_bench.cli import gating, lookup, measuring, options, probing, scorers, show, tables
+from rlhf_bench.cli import gating, lookup, looped, measuring, options, probing, scorers, show
 from rlhf_bench.cli import online as shown
-from rlhf_bench.harness.errors import Fault, MissingData, UnknownName, UserError
+from rlhf_bench.harness.errors import Busy, Fault, MissingData, UnknownName, UserError
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.policy import Policy
@@ -85,19 +85,22 @@ def iterate(
     if only is None and (iteration is not None or attempt is not None):
         raise UserError("--iteration and --attempt say of what --only makes a stage: give --only STAGE, or neither")
     _go_together({"--only": only, "--plan": plan}, {"--until": until, "--from": from_, "--probes": probes})
+    _go_together({"--only": only}, {"--json": json})
+    for ends in ({"--until": until}, {"--json": json}):
+        _go_together(ends, {"--probes": probes})
     settings, path = online.loop_config(config, set_ or [])
+    _go_together({"'probes: null' in the config": settings.probes is None}, {"--probes": probes})
     with lookup.open_store() as store:
         ahead = Ahead(settings.iterations, lambda: _planned(line))
         track = ahead.watched(show.bars(lambda: shown.time_left(ahead)))
-        line = _line(settings, path, [config, *(f"--set={each}" for each in set_ or [])], store, track)
+        line = _line(settings, path, [config, *(f"--set={each}" for each in set_ or [])], store, track, plan=plan)
         if plan:
             _plan(line, json)
         elif only is not None:
             online.run_stage(line, only, iteration or 1, attempt or 0)
         else:
-            if from_ is not None:
-                for made in online.set_aside(line, from_):
-                    show.complain(f"set aside: {made}")
+            for made in [] if from_ is None else online.set_aside(line, from_):
+                show.complain(f"set aside: {made}")
             _go(replace(line, doing=ahead.doing), until, probes, json)
 
 
@@ -151,13 +154,15 @@ def _go(line: Line, until: Stage | None, probes: bool, json: bool) -> None:
             monitored.append(shown.seen(each, lookup.name_of(each.candidate, store)))
             done.append(replace(each, rows=()))
             if not json:
-                _print_iteration(each, config, store)
+                looped.print_iteration(each, config, store)
             probed = probing.probed(line, done)
             if store.verdict(each.verdict_id).created >= began:  # else it was told before
                 news = True
                 names = lookup.name_of(each.candidate, store), lookup.name_of(each.champion, store)
                 place = each.number, config.iterations
                 tell(notify.decided(config.name, *place, each.verdict, *names, attempt=each.attempt))
+    except Busy:  # what is running goes on
+        raise
     except BaseException as error:
         tell(notify.stopped(config.name, error))
         raise
@@ -167,32 +172,40 @@ def _go(line: Line, until: Stage | None, probes: bool, json: bool) -> None:
         tell(notify.finished(config.name, len(done), promoted, champion))
     if json:
         show.as_json({"iterations": [_plain(each) for each in done], "monitors": shown.monitors_as_json(monitored)})
-    elif until is not None and len(done) < config.iterations:
+    elif until is not None and not _over(config, done):
         show.say(f"ended after stage '{until}'; what it made: {line.work}")
     else:
         if config.preferences is None:
             shown.print_monitors(monitored)
         if probes:
             probing.print_probes(probed)
-        _print_end(done, config, store)
+        looped.print_end(done, config, store)
         page = line.work / "probes.html"
         if probed and page.exists():
             show.say(f"the same questions to every candidate, side by side: {page}")
 
 
-def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, track: Track) -> Line:
-    """What the loop works with. What the config names wrongly is found here, before any long work."""
+def _over(config: LoopConfig, done: Sequence[Iteration]) -> bool:
+    """Whether a loop that has decided these iterations has come to its end."""
+    if not done:
+        return False
+    last = done[-1]
+    if last.verdict.outcome != "promote" and config.on_hold in ("stop", "retry"):
+        return last.attempt == len(config.retries)
+    return last.number == config.iterations
+
+
+def _checked(plan: LoopConfig, path: Path, store: Store, track: Track, keyless: bool) -> tuple[LoopConfig, Policy]:
+    """The settings, with the path of the probes' file, and the gate's policy. Raises UserError for what means nothing.
+
+    With `keyless`, no key of a judge's endpoint is needed.
+    """
     from rlhf_bench import suites
     from rlhf_bench.harness.models import engine_here
-    from rlhf_bench.harness.store import home
-    from rlhf_bench.trainers.data import read_preferences
-    from rlhf_bench.trainers.online import Line, facts, monitors, notify
-    from rlhf_bench.trainers.online.line import begun
+    from rlhf_bench.trainers.online import monitors, notify
     from rlhf_bench.trainers.online.probes import PACKAGED, read_probes
-    from rlhf_bench.trainers.preferences import conversation
 
     engine_here(plan.answers.engine)
-    asked = measuring.loop_asked(plan)
     chosen = lookup.suite(plan.suite)
     suites.protocol(plan.protocol)
     _check_launch(plan)
@@ -204,48 +217,62 @@ def _line(plan: LoopConfig, path: Path, called: Sequence[str], store: Store, tra
     if plan.probes not in (None, PACKAGED):
         plan = plan.model_copy(update={"probes": str(lookup.sought(plan.probes, path))})
         read_probes(str(plan.probes))
-    asks_gap = plan.preferences is None and any(each.signal == "reward_gap" for each in policy.sentinels)
     if plan.judge != lookup.DEMO_JUDGE:
         if not any(each.judged for each in chosen.benchmarks):
             raise UserError(f"judge has no effect, since nothing in suite '{plan.suite}' is judged: leave it out")
-        scorers.judge(plan.judge, store, track)
+        unasked = keyless and plan.judge.startswith("openai:")
+        scorers.judge(plan.judge, store, track, around=(lambda engine: engine) if unasked else None)
+    return plan, policy
 
-    pool = lookup.prompts(plan.prompts, beside=path) if plan.preferences is None else ()
+
+def _line(settings: LoopConfig, path: Path, called: Sequence[str], store: Store, track: Track, *, plan: bool) -> Line:
+    """What the loop works with. What the config names wrongly is found here, before any long work."""
+    from rlhf_bench import suites
+    from rlhf_bench.harness.store import home
+    from rlhf_bench.trainers.data import read_preferences
+    from rlhf_bench.trainers.online import Line, facts, monitors
+    from rlhf_bench.trainers.online.line import begun
+    from rlhf_bench.trainers.preferences import conversation
+
+    config, policy = _checked(settings, path, store, track, keyless=plan)
+    asked, chosen = measuring.loop_asked(config), lookup.suite(config.suite)
+    asks_gap = config.preferences is None and any(each.signal == "reward_gap" for each in policy.sentinels)
+    pool = lookup.prompts(config.prompts, beside=path) if config.preferences is None else ()
 
     def measure(checkpoint: Checkpoint) -> Report:
         settled = replace(asked, engine=begun(line)["engine"])  # what auto meant when the loop began
-        return measuring.measure(lookup.name_of(checkpoint, store), settled, store, track, partial=plan.partial)
+        return measuring.measure(lookup.name_of(checkpoint, store), settled, store, track, partial=config.partial)
 
     @functools.cache
     def scoring() -> Scoring:
-        return scorers.scoring(plan.reward, store, track, map(conversation, pool))
+        return scorers.scoring(config.reward, store, track, map(conversation, pool))
 
     def signals(report: Report, checkpoint: Checkpoint, initial: Checkpoint) -> Report:
         judge = None
         if asks_gap and scoring().rates is not None:
-            judge = monitors.training_reward(scorers.reward_checkpoint(plan.reward, store, track), plan.reward)
+            judge = monitors.training_reward(scorers.reward_checkpoint(config.reward, store, track), config.reward)
         follow = {each.name: each.follow for each in chosen.benchmarks if each.follow is not None}
         return monitors.annotate_for(policy, report, checkpoint, initial, judge, store, follow=follow, track=track)
 
     def launch(stage: str, iteration: int, attempt: int) -> None:
         where = ["--only", stage, "--iteration", str(iteration), "--attempt", str(attempt)]
-        _run([*shlex.split(plan.launch[stage]), _program(), "iterate", *called, *where], stage)  # type: ignore[index]
+        _run([*shlex.split(config.launch[stage]), _program(), "iterate", *called, *where], stage)  # type: ignore[index]
 
     line = Line(
-        config=plan,
+        config=config,
         store=store,
         policy=policy,
         scoring=scoring,
         measure=measure,
         home=home(),
         prompts=pool,
-        preferences=read_preferences(lookup.sought(plan.preferences, path)) if plan.preferences is not None else (),
+        preferences=read_preferences(lookup.sought(config.preferences, path)) if config.preferences is not None else (),
         contaminated=functools.partial(_contaminated, track=track),
         signals=signals,
         launch=launch,
         say=show.complain,
         figures=suites.figures(each.name for each in chosen.benchmarks),
-        track=facts.pacing(track, home() / "loops" / plan.name),
+        track=facts.pacing(track, home() / "loops" / config.name),
     )
     return line
 
@@ -319,59 +346,6 @@ def _require_asked(policy: Policy, suite: Suite) -> None:
     for name in policy.benchmarks:
         if name not in names:
             raise UnknownName(f"benchmark in suite '{suite.name}'", name, names, f"Policy '{policy.name}' asks for it.")
-
-
-def _print_iteration(done: Iteration, plan: LoopConfig, store: Store) -> None:
-    """What one iteration trained on, how the candidate compares, and the verdict."""
-    from rlhf_bench.cli.compared import Choice, Source, compared
-    from rlhf_bench.cli.side_by_side import print_compared
-
-    dropped = ", ".join(f"{count} {reason}" for reason, count in done.dropped.items())
-    changed = ", ".join(f"{key} {value}" for key, value in done.changed.items())
-    retry = f", retry {done.attempt} ({changed})" if done.attempt else ""
-    show.say("")
-    show.say(
-        f"iteration {done.number} of {plan.iterations}{retry}: trained on {done.pairs} {_what(plan)}"
-        + (f" ({dropped})" if dropped else "")
-    )
-    new, old = (Source(store, store.run(each.run_id)) for each in (done.candidate_report, done.champion_report))
-    found = compared(old, [new], Choice())
-    print_compared(found, f"candidate {new.run.model} against champion {old.run.model}")
-    tables.verdict(done.verdict, done.verdict_id)
-
-
-def _what(plan: LoopConfig) -> str:
-    return "pairs" if plan.method == "dpo" else "best answers"
-
-
-def _print_end(done: list[Iteration], plan: LoopConfig, store: Store) -> None:
-    """The lineage, who is champion, and where everything lies."""
-    from rlhf_bench.harness.store import default_store_url
-
-    champion = store.champion()
-    assert champion is not None
-    rows: list[tuple[str, str, str | None, str]] = [
-        (lookup.name_of(done[0].champion, store), done[0].champion.digest, None, "start")
-    ]
-    for each in done:
-        how = "DPO" if plan.method == "dpo" else "SFT"
-        retry = f", retry {each.attempt}" if each.attempt else ""
-        made = f"{how} on {each.pairs} {_what(plan)}, iteration {each.number}{retry}: {each.verdict.outcome}"
-        rows.append((lookup.name_of(each.candidate, store), each.candidate.digest, each.candidate.parent, made))
-    marked = [
-        (f"{name} ★ champion" if digest == champion.checkpoint else name, digest, parent, made)
-        for name, digest, parent, made in rows
-    ]
-    tables.lineage(marked)
-    if plan.preferences is None and plan.judge == plan.reward:
-        show.say(
-            f"note: {plan.judge} judges the chat and is also the training reward, so the chat rows read optimistic;"
-        )
-        show.say("      the guards (arithmetic, four-way, code) do not depend on it")
-    show.say(f"answers, rewards, pairs and candidates: {Path(done[0].folder).parent}")
-    show.say(f"records and verdicts: {show.redact(default_store_url())}")
-    last = done[-1]
-    show.say(f"next: rlhf-bench compare {last.champion_report.run_id} {last.candidate_report.run_id} --flips 5")
 
 
 def _plain(done: Iteration) -> dict[str, Any]:

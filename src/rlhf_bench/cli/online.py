@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_bench.cli import measuring, scorers, show, tables
+from rlhf_bench.cli import lookup, measuring, scorers, show, tables
 
 if TYPE_CHECKING:
     from rlhf_bench.harness.engines import Engine
@@ -173,7 +173,7 @@ def loop_plan(
         prompts, known = prompts_of(preferences), sum(map(count, texts)) / max(1, len(texts))
     prompts = [each for each in prompts if each.id not in sifted.ids]
     batch(prompts, config, 1, 0)
-    facts.check_reward(config, store, prompts)
+    facts.check_templates(config, store, prompts)
     length, exact = facts.prompt_tokens(prompts, folder)
     size = None if folder is None else parameters(folder)
     evaluation = _evaluation(config, store, track)
@@ -181,7 +181,6 @@ def loop_plan(
     rates = facts.rates(here, size, config, facts.measured_rates(work))
     if evaluation.seconds:
         rates["evaluations"] = Rate("evaluations", evaluation.samples / evaluation.seconds, True, "samples")
-    there = next(each for each in (home, *home.parents) if each.exists())
     found = plan_of(
         config,
         Facts(
@@ -196,12 +195,32 @@ def loop_plan(
             answer_tokens=known,
             reward_price=price_of(name.partition("@")[0]) if kind == "openai" else None,
             done=facts.stages_done(work),
-            free_bytes=shutil.disk_usage(there).free,
+            free_bytes=shutil.disk_usage(next(each for each in (home, *home.parents) if each.exists())).free,
             exact_tokens=exact,
         ),
     )
-    left_out = [f"left out: {count} × {reason}" for reason, count in sifted.counts.items()]
-    return replace(found, notes=(*left_out, *found.notes, *facts.lacking(config, folder)))
+    notes = [f"left out: {count} × {reason}" for reason, count in sifted.counts.items()]
+    return replace(found, notes=(*notes, *found.notes, *facts.lacking(config, folder), *_unknown(config, store)))
+
+
+def _unknown(config: LoopConfig, store: Store) -> list[str]:
+    """The names of models that mean nothing here, as notes: the loop does not begin without them."""
+    from rlhf_bench.harness.models import HUB
+    from rlhf_bench.harness.weights import BUILTIN
+    from rlhf_bench.trainers.online.facts import local_folder
+    from rlhf_bench.trainers.online.line import KNOWN
+
+    names = [config.model]
+    if config.preferences is None:
+        kind, _, name = config.reward.partition(":")
+        names.append(config.reward if not config.ranks else name if kind in ("pm", "llm") else config.model)
+        names += [each for tried in config.attempts() for each in tried.answers.policies]
+    meant = (*KNOWN, *BUILTIN, lookup.DEMO_JUDGE)
+    return [
+        f"nothing here is called '{each}': the loop does not begin without it"
+        for each in dict.fromkeys(names)
+        if each not in meant and not each.startswith(HUB) and local_folder(each, store) is None
+    ]
 
 
 def _measured(config: LoopConfig, store: Store) -> bool:

@@ -176,7 +176,7 @@ def _live(stderr: Console, note: Callable[[], str] = str) -> Track:
         if depth == 0:
             progress.start()
         depth += 1
-        task = progress.add_task(label, total=total)
+        task = progress.add_task(safe(redact(label)), total=total)
         try:
             yield lambda count: progress.advance(task, count)
         finally:
@@ -237,4 +237,4 @@ def _lines(note: Callable[[], str]) -> Track:
 
 
 def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(safe(redact(line)), file=sys.stderr, flush=True)

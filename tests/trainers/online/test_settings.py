@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -187,8 +188,12 @@ def test_a_stage_that_its_process_did_not_make_is_a_fault(line: Callable[..., Li
 
 
 def test_a_stage_of_an_iteration_that_has_not_begun_is_refused(line: Callable[..., Line]) -> None:
-    with pytest.raises(UserError, match="has not begun iteration 1"):
+    with pytest.raises(UserError, match="has not begun iteration 1: "):
         run_stage(line(), "answers", 1, 0)
+    begun = line()
+    assert list(iterate(begun, until="answers")) == []
+    with pytest.raises(UserError, match="has not begun iteration 1, retry 2: "):
+        run_stage(begun, "answers", 1, 2)
 
 
 def test_a_judge_that_compares_ranks_by_tournament(line: Callable[..., Line]) -> None:
@@ -321,6 +326,11 @@ def test_a_candidate_that_is_not_finite_is_a_fault_and_the_champion_stays(line: 
         ({"method": "sft", "pairs": {"min_margin": 0.1}}, "best answer alone"),
         ({"preferences": "a.jsonl", "pairs": {"min_margin": 0.1}}, "pairs already"),
         ({"answers": {"n": 6, "policies": ["current", "initial"]}}, "2 temperatures × 2 policies"),
+        ({"answers": {"temperatures": [1.0, -0.7]}}, "greater than or equal to 0"),
+        ({"answers": {"temperatures": [0.0]}}, "at temperature 0 all answers to a prompt are the same"),
+        ({"on_hold": "retry", "retries": [{"retries": [{"dpo.beta": 0.3}]}]}, "cannot change retries"),
+        ({"reward": "openai:m"} | {"on_hold": "retry", "retries": [{"partial": True}]}, "cannot change partial"),
+        ({"reward": "openai:m"} | {"on_hold": "retry", "retries": [{"patience_s": 5}]}, "cannot change patience_s"),
         ({"launch": {"train": "torchrun 'open"}}, "No closing quotation"),
         ({"launch": {"gate": ""}}, "launch"),
     ],
@@ -364,6 +374,31 @@ def test_a_loop_goes_on_only_with_the_data_the_reward_and_the_margins_that_it_be
         with pytest.raises(UserError, match=said):
             set_aside(changed, "answers")
     assert files(begun, "*") == made
+
+
+def test_iterations_that_are_decided_are_not_taken_back(line: Callable[..., Line]) -> None:
+    grown = line({"iterations": 2})
+    assert len(list(iterate(line()))) == 1 and len(list(iterate(grown))) == 2
+    result = (grown.work / "result.json").read_text()
+    with pytest.raises(UserError, match="iterations is 1, and loop 'small' has decided iteration 2: it may only grow"):
+        list(iterate(line()))
+    assert (grown.work / "result.json").read_text() == result
+
+
+def test_prompts_that_the_policys_template_refuses_fix_nothing(
+    line: Callable[..., Line], talker: Path, tmp_path: Path
+) -> None:
+    policy = shutil.copytree(talker, tmp_path / "policy")
+    template = policy / "chat_template.jinja"
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    template.write_text(refuses + template.read_text())
+    begins = line({"model": str(policy)})
+    asked = (Message("system", "Be brief."), Message("user", "Why?"))
+    odd = replace(begins, prompts=[*begins.prompts, Sample("odd", (Request("odd", asked),), "")])
+    with pytest.raises(UserError, match=r"refuses prompts of system, user \(no system\)"):
+        list(iterate(odd))
+    assert not (odd.work / "start.json").exists() and odd.store.champion() is None
+    assert list(iterate(begins, until="answers")) == []
 
 
 def test_what_was_measured_is_read_and_decided_once_though_this_machine_would_measure_otherwise(
