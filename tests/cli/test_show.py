@@ -119,6 +119,17 @@ def test_live_progress_has_rate_count_and_rest_and_may_nest() -> None:
     assert "1/2" in drawn
 
 
+def test_live_progress_keeps_to_one_line_on_a_narrow_terminal() -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with show._live(terminal, lambda: "whole run: more than 1h40m left")(
+        "iteration 2 of 3: measure: answers", 1000
+    ) as a:
+        a(1000)
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.file.getvalue())  # type: ignore[attr-defined]
+    lines = [line for line in re.split(r"[\r\n]+", drawn) if line.strip()]
+    assert lines and all(line.startswith("iteration 2 of 3: measure: answers") for line in lines)
+
+
 def test_json_is_the_codecs(capsys: pytest.CaptureFixture[str]) -> None:
     show.as_json({"a": ("ä", None)})
     assert capsys.readouterr().out == '{\n  "a": [\n    "ä",\n    null\n  ]\n}\n'

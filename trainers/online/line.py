@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_bench.harness.checkpoint import verify
 from rlhf_bench.harness.claims import NO_FIGURES, Figures, RunData
 from rlhf_bench.harness.codec import digest, plain
-from rlhf_bench.harness.errors import UserError
+from rlhf_bench.harness.errors import Fault, UserError
 from rlhf_bench.harness.files import write
 from rlhf_bench.harness.models import engine_here, resolve
 from rlhf_bench.harness.policy import Policy
@@ -190,8 +190,19 @@ def _check_prompts(prompts: Sequence[Sample]) -> None:
 
 def begun(line: Line) -> dict[str, Any]:
     """What was fixed when the loop began: {digest, settings, left_out, engine}."""
-    found: dict[str, Any] = json.loads((line.work / START).read_text(encoding="utf-8"))
+    found = kept(line.work / START, "digest", "settings", "engine")
     return {"left_out": found.get("contaminated", []), **found}  # as it was called before
+
+
+def kept(path: Path, *names: str) -> dict[str, Any]:
+    """The object with these fields that the loop wrote to a file. Raises Fault where something else is there."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not found.keys() >= set(names):
+        raise Fault(f"{path} is not what the loop wrote: restore it, or remove it, to have it made again")
+    return found
 
 
 def clean(line: Line) -> list[Sample]:

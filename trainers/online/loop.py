@@ -42,6 +42,7 @@ from rlhf_bench.trainers.online.line import (
     check_unchanged,
     clean,
     clean_pairs,
+    kept,
     registered,
 )
 from rlhf_bench.trainers.online.pool import batch
@@ -163,8 +164,9 @@ def run_stage(line: Line, name: Stage, number: int, attempt: int) -> None:
         where = f"iteration {number}" + (f", retry {attempt}" if attempt else "")
         raise UserError(f"loop '{line.config.name}' has not begun {where}: run `rlhf-bench iterate`")
     check_unchanged(line)
-    said = json.loads(path.read_text(encoding="utf-8"))
-    roles = _Roles(*(registered(line.store, said[each.name]) for each in fields(_Roles)))
+    names = [each.name for each in fields(_Roles)]
+    said = kept(path, *names)
+    roles = _Roles(*(registered(line.store, said[name]) for name in names))
     line = replace(line, launch=None, track=_within(line.track, f"iteration {number} of {line.config.iterations}"))
     task = _task(line, number, attempt, roles)
     with nullcontext() if rank() else only_one(task.folder / "running" / name, f"running stage '{name}'"):
@@ -185,7 +187,7 @@ def set_aside(line: Line, name: Stage) -> list[Path]:
             raise UserError(f"loop '{line.config.name}' has made nothing yet: leave --from out")
         check_unchanged(line)
         folder = begun[-1]
-        verdicts = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("verdict-*.json")]
+        verdicts = [kept(path, "outcome") for path in folder.glob("verdict-*.json")]
         if any(verdict["outcome"] == "promote" for verdict in verdicts):
             raise UserError(f"{folder.name} ended in a promotion: nothing of it is made again (rollback undoes it)")
         for each in line.store.history():

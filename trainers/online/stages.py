@@ -47,6 +47,12 @@ FILES: Mapping[Stage, str] = {
     "measure": "measured",
 }
 """How the names of what a stage makes begin."""
+FIELDS: Mapping[Stage, set[str]] = {
+    "answers": {"sample_id", "prompt", "responses", "finish_reasons"},
+    "score": {"prompt", "responses", "finish_reasons", "rewards"},
+    "measure": {"checkpoint", "run"},
+}
+"""What a row of a stage holds at least."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 """How long an endpoint that does not answer is left alone; each time twice as long."""
 
@@ -232,11 +238,14 @@ def stage(task: Task, name: Stage, key: str, make: Callable[[], Iterable[Any]], 
                 write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))
     try:
         with path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+            rows = [json.loads(line) for line in file]
     except FileNotFoundError:
         raise Fault(f"the process of stage '{name}' left no {path}: it needs the same settings and storage") from None
     except ValueError:
-        raise Fault(f"{path} is not what stage '{name}' wrote: remove it, to have it made again") from None
+        rows = [None]
+    if not all(isinstance(row, dict) and row.keys() >= FIELDS.get(name, set()) for row in rows):
+        raise Fault(f"{path} is not what stage '{name}' wrote: remove it, to have it made again")
+    return rows
 
 
 def _patiently(make: Callable[[], Iterable[T]], patience_s: float, track: Track) -> list[T]:

@@ -190,6 +190,7 @@ def _live(stderr: Console, note: Callable[[], str] = str) -> Track:
 
 def _progress(stderr: Console, note: Callable[[], str]) -> Progress:
     from rich import progress as parts
+    from rich.table import Column
     from rich.text import Text
 
     class Rate(parts.ProgressColumn):
@@ -207,7 +208,7 @@ def _progress(stderr: Console, note: Callable[[], str]) -> Progress:
         parts.MofNCompleteColumn(),
         Rate(),
         parts.TimeRemainingColumn(elapsed_when_finished=True),
-        Note(),
+        Note(table_column=Column(no_wrap=True)),
         console=stderr,
     )
 

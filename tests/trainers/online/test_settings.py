@@ -490,3 +490,30 @@ def test_a_reward_that_is_not_finite_is_no_reward(tmp_path: Path) -> None:
     with Store(f"sqlite:///{tmp_path}/store.db") as store:
         (found,) = scored([row(["a", "b"])], scoring, store, silent, cut_may_lose=False, partial=False)
     assert found["rewards"] == [None, 0.5]
+
+
+def test_a_file_of_the_loop_that_holds_something_else_is_named(line: Callable[..., Line]) -> None:
+    done = line()
+    expected = told(list(iterate(done)))
+    spoilt = [
+        *((pattern, row) for pattern in ("answers", "rewards", "measured") for row in ("5", "{}", "[1]", "{")),
+        *(("pairs", row) for row in ("5", "{")),
+        *(("../start", text) for text in ("", "[]", "{}")),
+    ]
+    for pattern, text in spoilt:
+        (path,) = files(done, f"{pattern}*.json*")
+        whole = path.read_bytes()
+        path.write_text(text)
+        with pytest.raises(Fault, match=f"{path.name} is not what "):
+            list(iterate(done))
+        path.write_bytes(whole)
+    assert told(list(iterate(done))) == expected
+    for name, again in (
+        ("begun-0", lambda: run_stage(done, "pair", 1, 0)),
+        ("verdict-0", lambda: set_aside(done, "measure")),
+    ):
+        (path,) = files(done, f"{name}.json")
+        for text in ("", "[]", "{}"):
+            path.write_text(text)
+            with pytest.raises(Fault, match=rf"{name}\.json is not what the loop wrote: restore it, or remove it"):
+                again()
