@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_bench.harness.checkpoint import verify
 from rlhf_bench.harness.claims import NO_FIGURES, Figures, RunData
 from rlhf_bench.harness.codec import digest, plain
-from rlhf_bench.harness.errors import Fault, UserError
+from rlhf_bench.harness.errors import Fault, LostRace, UserError
 from rlhf_bench.harness.files import write
 from rlhf_bench.harness.models import engine_here, resolve
 from rlhf_bench.harness.policy import Policy
@@ -106,10 +106,21 @@ def begin(line: Line) -> Checkpoint:
     check_recipes(config, start)
     left_out = _left_out(line, tokenizer_at(Path(start.path)))
     if champion is None:
-        store.set_champion(start.digest, expect_generation=0, verdict_id=None, reason=f"start of loop {config.name}")
+        _crown(line, start)
     facts = {"digest": start.digest, "settings": _fixed(line), "left_out": left_out, "engine": engine}
     write(marker, json.dumps(facts))
     return start
+
+
+def _crown(line: Line, start: Checkpoint) -> None:
+    """Make the start the first champion; another loop that begins from it may have done so in the meantime."""
+    reason = f"start of loop {line.config.name}"
+    try:
+        line.store.set_champion(start.digest, expect_generation=0, verdict_id=None, reason=reason)
+    except LostRace:
+        champion = line.store.champion()
+        if champion is None or champion.checkpoint != start.digest:
+            raise
 
 
 def _left_out(line: Line, tokenizer: Any) -> list[str]:

@@ -376,6 +376,19 @@ def test_a_loop_goes_on_only_with_the_data_the_reward_and_the_margins_that_it_be
     assert files(begun, "*") == made
 
 
+def test_two_loops_that_begin_at_once_from_one_model_share_their_champion(line: Callable[..., Line]) -> None:
+    other = line({"name": "other"})
+
+    def begin_other(asked: Sequence[Sample]) -> set[str]:  # called when all is checked, before the champion is set
+        list(iterate(other, until="answers"))
+        return set()
+
+    late = line(contaminated=begin_other)
+    assert list(iterate(late, until="answers")) == []
+    assert late.store.history()[0].reason == "start of loop other" and len(late.store.history()) == 1
+    assert files(late, "answers-*") and files(other, "answers-*")
+
+
 def test_iterations_that_are_decided_are_not_taken_back(line: Callable[..., Line]) -> None:
     grown = line({"iterations": 2})
     assert len(list(iterate(line()))) == 1 and len(list(iterate(grown))) == 2
