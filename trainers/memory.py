@@ -1,13 +1,10 @@
-"""Whether a training can fit at all, by the sizes of its weights; and memory that is not kept once it is freed."""
+"""Whether a training can fit at all: known from the sizes of its weights, before anything is loaded."""
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
-import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -17,9 +14,6 @@ from rlhf_bench.harness.types import Checkpoint
 from rlhf_bench.trainers.recipes import Training
 
 GB = 1e9
-RETURNED_BYTES = 2 << 20
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_MOST = 32 << 20
 
 
 def check_fits(recipe: Training, start: Checkpoint, room_bytes: int, processes: int = 1) -> None:
@@ -65,27 +59,6 @@ def parameters(folder: Path) -> int:
 def main_memory() -> int:
     """The bytes of this machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-@contextmanager
-def giving_back() -> Iterator[None]:
-    """Inside, main memory in blocks of RETURNED_BYTES and more goes back to the system as soon as it is freed.
-
-    glibc raises that limit by itself, up to 32 MiB, and keeps what is smaller: freed activations, gradients and
-    temporaries, between which others lie. Of a step of DPO (SmolLM2's width and vocabulary, 8 layers, 4 pairs, float32)
-    1.92 GB were resident at most and are 1.52 so, at 5% more CPU time. Afterwards the limits are those that glibc comes
-    to by itself. Other C libraries are left alone.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_MMAP_THRESHOLD, RETURNED_BYTES)
-    try:
-        yield
-    finally:
-        libc.mallopt(_MMAP_THRESHOLD, _MOST)
-        libc.mallopt(_TRIM_THRESHOLD, 2 * _MOST)
 
 
 def _instead(recipe: Training, processes: int) -> str:

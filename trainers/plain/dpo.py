@@ -28,7 +28,6 @@ from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers.chat import check_data
 from rlhf_bench.trainers.faults import faults
 from rlhf_bench.trainers.losses import Answers, dpo_loss, implicit_rewards
-from rlhf_bench.trainers.memory import giving_back
 from rlhf_bench.trainers.plain.journal import Journal
 from rlhf_bench.trainers.plain.models import load_policy, load_reference, save, tokenizer_of
 from rlhf_bench.trainers.plain.pairs import answers_of, tokens_of
@@ -59,7 +58,7 @@ def fit_dpo(
 ) -> Mapping[str, int]:
     """Minimise the recipe's loss of the policy against the reference, in `work / "model"`."""
     check_recipe(recipe, policy)
-    with quiet(), faults(work), giving_back():
+    with quiet(), faults(work):
         tokenizer = tokenizer_of(policy)
         if reference.digest != policy.digest and tokenizer_of(reference).get_vocab() != tokenizer.get_vocab():
             raise UserError(f"{reference.path} has another vocabulary than {policy.path}: it cannot be its reference")

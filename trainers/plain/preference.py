@@ -23,7 +23,6 @@ from rlhf_bench.harness.shared_prompt import pack_rows
 from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers.chat import check_data
 from rlhf_bench.trainers.faults import faults
-from rlhf_bench.trainers.memory import giving_back
 from rlhf_bench.trainers.plain.journal import Journal
 from rlhf_bench.trainers.plain.models import Loaded, load_policy, save, tokenizer_of
 from rlhf_bench.trainers.plain.steps import (
@@ -46,7 +45,7 @@ def fit_preference(
 ) -> Mapping[str, int]:
     """Minimise −log p of the right letter after each question under `base`, in `work / "model"`."""
     check_recipe(recipe, base)
-    with quiet(), faults(work), giving_back():
+    with quiet(), faults(work):
         tokenizer = tokenizer_of(base)
         check_data(tokenizer, [])
         rows, facts, letters = question_rows(preferences, tokenizer, room(recipe, base), recipe.packing, recipe.seed)

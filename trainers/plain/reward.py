@@ -22,7 +22,6 @@ from rlhf_bench.trainers.chat import check_data
 from rlhf_bench.trainers.faults import faults
 from rlhf_bench.trainers.losses import bradley_terry
 from rlhf_bench.trainers.measures import reward_means, reward_terms
-from rlhf_bench.trainers.memory import giving_back
 from rlhf_bench.trainers.plain.journal import Journal
 from rlhf_bench.trainers.plain.models import load_scorer, padding_token, save, tokenizer_of
 from rlhf_bench.trainers.plain.pairs import lengths_of, packed, tokens_of
@@ -47,7 +46,7 @@ def fit_reward(
 ) -> Mapping[str, int]:
     """Minimise the recipe's loss of a new head on `base`, and of `base` below it, in `work / "model"`."""
     check_recipe(recipe, base)
-    with quiet(), faults(work), giving_back():
+    with quiet(), faults(work):
         tokenizer = tokenizer_of(base)
         check_data(tokenizer, [pair.prompt for pair in preferences])
         pairs, facts = pair_rows(preferences, tokenizer, room(recipe, base))

@@ -22,7 +22,6 @@ from rlhf_bench.harness.types import Checkpoint, Conversation
 from rlhf_bench.trainers.chat import check_data
 from rlhf_bench.trainers.faults import faults
 from rlhf_bench.trainers.losses import token_mean
-from rlhf_bench.trainers.memory import giving_back
 from rlhf_bench.trainers.plain.journal import Journal
 from rlhf_bench.trainers.plain.models import (
     Loaded,
@@ -50,7 +49,7 @@ def fit_sft(
 ) -> Mapping[str, int]:
     """Minimise −log p of the assistant's tokens under `base`, in `work / "model"`."""
     check_recipe(recipe, base)
-    with quiet(), faults(work), giving_back():
+    with quiet(), faults(work):
         tokenizer = tokenizer_of(base)
         check_data(tokenizer, conversations, Path(base.path))
         rows, facts = conversation_rows(conversations, tokenizer, room(recipe, base), recipe.packing)

@@ -22,7 +22,6 @@ from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers.chat import check_data
 from rlhf_bench.trainers.faults import faults
-from rlhf_bench.trainers.memory import giving_back
 from rlhf_bench.trainers.recipes import DPORecipe
 from rlhf_bench.trainers.rows import Row, pair_rows, room
 from rlhf_bench.trainers.starts import copy_settings
@@ -42,7 +41,7 @@ def fit_dpo(
     track: Track,
 ) -> Mapping[str, int]:
     """Minimise the recipe's loss of the policy against the reference, in `work / "model"`."""
-    with quiet(), faults(work), giving_back():
+    with quiet(), faults(work):
         args = configured(
             DPOConfig,
             recipe,

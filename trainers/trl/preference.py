@@ -18,7 +18,6 @@ from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers.chat import check_data
 from rlhf_bench.trainers.faults import faults
-from rlhf_bench.trainers.memory import giving_back
 from rlhf_bench.trainers.recipes import PreferenceRecipe
 from rlhf_bench.trainers.rows import Row, question_rows, room
 from rlhf_bench.trainers.starts import copy_settings
@@ -34,7 +33,7 @@ def fit_preference(
 
     The questions of a micro-batch are one row of tokens, kept apart as in SFT.
     """
-    with quiet(), faults(work), giving_back():
+    with quiet(), faults(work):
         args = configured(SFTConfig, recipe, base, work)
         tokenizer = models.tokenizer_of(base)
         check_data(tokenizer, [])

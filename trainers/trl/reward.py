@@ -18,7 +18,6 @@ from rlhf_bench.harness.types import Checkpoint, Preference
 from rlhf_bench.trainers.chat import check_data
 from rlhf_bench.trainers.faults import faults
 from rlhf_bench.trainers.measures import reward_means, reward_terms
-from rlhf_bench.trainers.memory import giving_back
 from rlhf_bench.trainers.recipes import RewardRecipe
 from rlhf_bench.trainers.rows import pair_rows, room
 from rlhf_bench.trainers.trl import models
@@ -30,7 +29,7 @@ def fit_reward(
     recipe: RewardRecipe, preferences: Sequence[Preference], base: Checkpoint, work: Path, track: Track
 ) -> Mapping[str, int]:
     """Minimise -log sigmoid(r_chosen - r_rejected) (paper, section 2.1) in `work / "model"`."""
-    with quiet(), faults(work), giving_back():
+    with quiet(), faults(work):
         options = {"center_rewards_coefficient": recipe.centring or None, "disable_dropout": False}
         args = configured(RewardConfig, recipe, base, work, **options)
         tokenizer = models.tokenizer_of(base)

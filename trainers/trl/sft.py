@@ -17,7 +17,6 @@ from rlhf_bench.harness.progress import Track
 from rlhf_bench.harness.types import Checkpoint, Conversation
 from rlhf_bench.trainers.chat import check_data
 from rlhf_bench.trainers.faults import faults
-from rlhf_bench.trainers.memory import giving_back
 from rlhf_bench.trainers.recipes import SFTRecipe
 from rlhf_bench.trainers.rows import IGNORED, conversation_rows, room
 from rlhf_bench.trainers.starts import copy_settings
@@ -34,7 +33,7 @@ def fit_sft(
     Packed, the conversations of a micro-batch are one row of tokens. Each has positions of its own from 0, from which
     transformers makes the mask that keeps them apart (block-diagonal; under flash attention, sequence lengths).
     """
-    with quiet(), faults(work), giving_back():
+    with quiet(), faults(work):
         args = configured(SFTConfig, recipe, base, work, packing=recipe.packing)
         tokenizer = models.tokenizer_of(base)
         check_data(tokenizer, conversations, Path(base.path))
