@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 from transformers.utils import logging
 
+from rlhf_bench.harness.checkpoint import OWN_FILES
 from rlhf_bench.harness.engines.tree import Tree
 from rlhf_bench.harness.errors import UserError
 
@@ -131,8 +132,8 @@ def steerable(module: Any) -> bool:
 def _load(path: Path, dtype: torch.dtype) -> Any:
     """The language model in a folder, all of its weights from the folder's safetensors files."""
     logging.disable_progress_bar()
-    options = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
-    require_writes(path, AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True))
+    options: Any = {"use_safetensors": True, **OWN_FILES}
+    require_writes(path, AutoConfig.from_pretrained(path, **OWN_FILES))
     try:
         module, loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     except (ValueError, OSError) as error:

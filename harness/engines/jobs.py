@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
+from rlhf_bench.harness.checkpoint import OWN_FILES
 from rlhf_bench.harness.engines import TOO_LONG
 from rlhf_bench.harness.errors import UserError
 from rlhf_bench.harness.types import Completion, FinishReason, Prompt, Request
@@ -45,8 +46,7 @@ class Coder:
     """
 
     def __init__(self, path: Path, *, end_ids: frozenset[int], context: int) -> None:
-        options = {"trust_remote_code": False, "local_files_only": True}
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(path, **options)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(path, **OWN_FILES)
         self._path = path
         self.context = context
         eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id

@@ -38,7 +38,7 @@ from typing import Any, TypeAlias
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from rlhf_bench.harness.checkpoint import check_finite
+from rlhf_bench.harness.checkpoint import OWN_FILES, check_finite
 from rlhf_bench.harness.codec import digest
 from rlhf_bench.harness.engines.choice import DEFAULT, MISSING, Serving, vllm_version
 from rlhf_bench.harness.engines.draws import KEY, OWNER, started
@@ -125,8 +125,7 @@ class VLLMEngine:
 
     @cached_property
     def _coder(self) -> Coder:
-        options = {"trust_remote_code": False, "local_files_only": True}
-        config = AutoConfig.from_pretrained(self._path, **options)
+        config = AutoConfig.from_pretrained(self._path, **OWN_FILES)
         require_writes(self._path, config)
         given = (self._path / "generation_config.json").is_file()
         ends = GenerationConfig.from_pretrained(self._path, local_files_only=True) if given else GenerationConfig()
